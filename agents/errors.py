@@ -1,0 +1,26 @@
+"""The agent's failures: each has the protocol's reason word."""
+
+from __future__ import annotations
+
+
+class AgentError(Exception):
+    """Something the control plane is told: `reason` in CamelCase, and the sentence."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    @property
+    def message(self) -> str:
+        return str(self)
+
+
+class NftRefused(AgentError):
+    """The kernel or nft refused a transaction; nothing of it is in force."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("NftFailed", message)
+
+
+class InvalidResource(ValueError):
+    """A resource whose text no parser accepts; it never reaches a tool."""

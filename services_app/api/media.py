@@ -1,0 +1,37 @@
+"""What a client accepts: an object, a table of it, or its metadata; never protobuf, from which clients fall back."""
+
+from dataclasses import dataclass
+
+from services_app.spec.errors import NotAcceptable
+
+JSON, YAML = "application/json", "application/yaml"
+META = "meta.k8s.io"
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The form of an answer. as_kind: "" (the object), Table, PartialObjectMetadata, PartialObjectMetadataList."""
+
+    media_type: str = JSON
+    as_kind: str = ""
+    version: str = "v1"
+
+
+def accept(header: str) -> Accepted:
+    """The first form of an Accept header that can be given. Raises NotAcceptable."""
+    if not header.strip():
+        return Accepted()
+    for part in header.split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        options = dict(p.partition("=")[::2] for p in parameters)
+        if media in ("*/*", "application/*"):
+            media = JSON
+        if media not in (JSON, YAML):
+            continue
+        as_kind = options.get("as", "")
+        if not as_kind:
+            return Accepted(media)
+        known = as_kind in ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
+        if known and options.get("g") == META and options.get("v") in ("v1", "v1beta1"):
+            return Accepted(media, as_kind, options["v"])
+    raise NotAcceptable(f"only the following media types are accepted: {JSON}, {YAML}")

@@ -1,0 +1,444 @@
+"""The one view of all kinds: create, get, list, update, patch, delete, and /status.
+
+DRF authenticates, asks for permission and dispatches; documents are handed out as they are stored.
+"""
+
+import json
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from django.http import HttpRequest, HttpResponse
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from services_app import changes, store
+from services_app.api import auth, media
+from services_app.api.paths import Target, parse
+from services_app.spec import kinds, objects, patches, tables
+from services_app.spec.errors import (
+    ApiError,
+    BadRequest,
+    FieldError,
+    Forbidden,
+    InternalError,
+    Invalid,
+    MethodNotAllowed,
+    NotFound,
+    RequestTooLarge,
+    ServerTimeout,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from services_app.spec.kinds import Kind
+from services_app.spec.selectors import parse_field_selector, parse_label_selector
+
+Document = dict[str, Any]
+
+MAX_BODY_BYTES = 3 * 1024 * 1024
+VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+ENDPOINTS_WARNING = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
+
+
+class _AsStored(BaseContentNegotiation):
+    """Answers are made here, not by a renderer; which form is decided per answer (`media`)."""
+
+    def select_parser(self, request: Request, parsers: Any) -> None:
+        return None
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: Any = None) -> tuple[Any, str]:
+        return JSONRenderer(), media.JSON
+
+
+class ApiView(APIView):
+    """What every path of the API shares: who asks, errors as Status, the request's id."""
+
+    authentication_classes = [auth.BearerToken, auth.Session]
+    permission_classes = []
+    content_negotiation_class = _AsStored
+    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if not request.user or not request.user.is_authenticated:
+            raise Unauthorized
+
+    def handle_exception(self, exc: Exception) -> HttpResponse:
+        if isinstance(exc, ApiError):
+            return error_response(exc)
+        from rest_framework.exceptions import APIException
+        from rest_framework.exceptions import MethodNotAllowed as DrfMethodNotAllowed
+
+        if isinstance(exc, DrfMethodNotAllowed):
+            return error_response(MethodNotAllowed())
+        if isinstance(exc, APIException):
+            if exc.status_code in (401, 403):
+                return error_response(Unauthorized())
+            return error_response(BadRequest(str(exc.detail)))
+        return super().handle_exception(exc)
+
+
+def error_response(error: ApiError) -> HttpResponse:
+    """A Status object as the answer."""
+    response = HttpResponse(json.dumps(error.status()), status=error.code, content_type=media.JSON)
+    if error.code == 401:
+        response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+class ObjectView(ApiView):
+    """Objects and collections of every kind."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
+        self.target: Target | None = parse(request.path)
+        self.actor = store.Actor("", request.headers.get("X-Request-Id") or str(uuid.uuid4()))
+        self.warnings: list[str] = []
+        response = super().dispatch(request, *args, **kwargs)
+        response["Audit-Id"] = self.actor.request_id
+        response["Cache-Control"] = "no-cache, private"
+        for text in self.warnings:
+            # Several headers of one name: Django keeps one a name, so they are joined as HTTP allows.
+            line = f'299 - "{text}"'
+            response["Warning"] = f"{response['Warning']}, {line}" if response.has_header("Warning") else line
+        return response
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if self.target is None:
+            raise NotFound()
+        self.actor = store.Actor(request.user.get_username(), self.actor.request_id)
+        verb = VERBS.get(request.method or "", "get")
+        kind, namespace = self.target.kind, self.target.namespace
+        if not auth.may(request.user, verb, kind, namespace):
+            where = f' in the namespace "{namespace}"' if namespace else ""
+            raise Forbidden(
+                kind,
+                self.target.name,
+                f'User "{self.actor.user}" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}',
+            )
+        if kind is kinds.ENDPOINTS:
+            self.warnings.append(ENDPOINTS_WARNING)
+
+    # Verbs
+
+    def get(self, request: Request) -> HttpResponse:
+        target = self._target()
+        accepted = media.accept(request.headers.get("Accept", ""))
+        if target.name:
+            stored = store.get(target.kind, target.namespace or "", target.name)
+            return self._object(stored, accepted)
+        return self._list(request, target, accepted)
+
+    def post(self, request: Request) -> HttpResponse:
+        target = self._target()
+        if target.name:
+            raise MethodNotAllowed
+        accepted = media.accept(request.headers.get("Accept", ""))
+        if target.kind.namespaced and target.namespace is None:
+            raise MethodNotAllowed
+        dry_run = self._dry_run(request, "CreateOptions")
+        document = self._decode(request, target.kind)
+        self._check_namespace(document, target)
+        stored = store.create(
+            target.kind, document, namespace=target.namespace or "", actor=self.actor, dry_run=dry_run
+        )
+        return self._object(stored, accepted, status=201)
+
+    def put(self, request: Request) -> HttpResponse:
+        target = self._target()
+        if not target.name:
+            raise MethodNotAllowed
+        accepted = media.accept(request.headers.get("Accept", ""))
+        dry_run = self._dry_run(request, "UpdateOptions")
+        document = self._decode(request, target.kind)
+        self._check_namespace(document, target)
+        name = (document.get("metadata") or {}).get("name")
+        if name != target.name:
+            raise BadRequest(f"the name of the object ({name or ''}) does not match the name on the URL ({target.name})")
+        return self._updated(target, lambda _: json.loads(json.dumps(document)), accepted, dry_run)
+
+    def patch(self, request: Request) -> HttpResponse:
+        target = self._target()
+        if not target.name:
+            raise MethodNotAllowed
+        accepted = media.accept(request.headers.get("Accept", ""))
+        dry_run = self._dry_run(request, "PatchOptions")
+        content_type = (request.headers.get("Content-Type") or "").split(";")[0].strip()
+        body = self._body(request)
+        apply = patches.reader(content_type, target.kind, body)
+
+        def change(current: Document) -> Document:
+            changed, unknown = objects.shaped(target.kind, apply(current))
+            self._note_unknown(request, unknown)
+            return changed
+
+        return self._updated(target, change, accepted, dry_run)
+
+    def delete(self, request: Request) -> HttpResponse:
+        target = self._target()
+        accepted = media.accept(request.headers.get("Accept", ""))
+        if target.subresource:
+            raise MethodNotAllowed
+        options = self._delete_options(request)
+        if not target.name:
+            if "deletecollection" not in target.kind.verbs:
+                raise MethodNotAllowed
+            return self._delete_collection(request, target, options, accepted)
+        if "dryRun" in request.query_params or options.get("dryRun"):
+            options["dryRun"] = self._dry_run(request, "DeleteOptions", options.get("dryRun"))
+        stored = self._delete_one(target, target.name, options)
+        if target.kind is kinds.NAMESPACE or _is_kept(stored) or accepted.as_kind:
+            return self._object(stored, accepted)
+        if target.kind in (kinds.POD, kinds.SERVICE) or options.get("dryRun"):
+            return self._object(stored, accepted)
+        details = {"name": target.name, **({"group": target.kind.group} if target.kind.group else {})}
+        details.update(kind=target.kind.plural, uid=json.loads(stored.document)["metadata"]["uid"])
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
+        return HttpResponse(json.dumps(status), content_type=media.JSON)
+
+    # Parts
+
+    def _target(self) -> Target:
+        assert self.target is not None
+        return self.target
+
+    def _list(self, request: Request, target: Target, accepted: media.Accepted) -> HttpResponse:
+        query = request.query_params
+        labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+        limit = _whole_number(query.get("limit", ""), "limit")
+        self._check_revision(query.get("resourceVersion", ""), query.get("resourceVersionMatch", ""), query)
+        page = store.list(
+            target.kind,
+            target.namespace,
+            labels=parse_label_selector(labels) if labels else None,
+            fields=parse_field_selector(target.kind, fields) if fields else None,
+            limit=limit,
+            continue_token=query.get("continue", ""),
+        )
+        metadata: Document = {"resourceVersion": str(page.revision)}
+        if page.continue_token:
+            metadata["continue"] = page.continue_token
+            if page.remaining is not None:
+                metadata["remainingItemCount"] = page.remaining
+        kind = target.kind
+        if accepted.as_kind == "Table":
+            documents = [json.loads(text) for text in page.documents]
+            table = tables.table(
+                kind,
+                documents,
+                now=datetime.now(UTC),
+                version=accepted.version,
+                metadata=metadata,
+                include=query.get("includeObject", "Metadata"),
+            )
+            return _encoded(table, accepted)
+        if accepted.as_kind:
+            items = [tables.partial(json.loads(text), version=accepted.version) for text in page.documents]
+            body = {
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": f"{media.META}/{accepted.version}",
+                "metadata": metadata,
+                "items": items,
+            }
+            return _encoded(body, accepted)
+        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{json.dumps(metadata)},"items":['
+        return _text("".join((head, ",".join(map(_without_type, page.documents)), "]}")), accepted)
+
+    def _check_revision(self, revision: str, match: str, query: Any) -> None:
+        if match:
+            if match not in ("Exact", "NotOlderThan"):
+                raise _bad_option("resourceVersionMatch", match, "NotSupported")
+            if not revision or (match == "Exact" and revision == "0") or query.get("continue"):
+                raise _bad_option("resourceVersionMatch", match, "Forbidden")
+        if not revision:
+            return
+        if not revision.isdigit():
+            raise BadRequest(f'Invalid value: "{revision}": the resource version must be a whole number')
+        if int(revision) > changes.head():
+            raise ServerTimeout(f"Too large resource version: {revision}, current: {changes.head()}")
+
+    def _updated(self, target: Target, change: Any, accepted: media.Accepted, dry_run: bool) -> HttpResponse:
+        stored = store.update(
+            target.kind,
+            target.namespace or "",
+            target.name,
+            change,
+            subresource=target.subresource,
+            actor=self.actor,
+            dry_run=dry_run,
+        )
+        return self._object(stored, accepted)
+
+    def _delete_options(self, request: Request) -> Document:
+        body = self._body(request)
+        options: Document = {}
+        if body.strip():
+            try:
+                options = json.loads(body)
+            except ValueError as err:
+                raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
+            if options.get("kind", "DeleteOptions") != "DeleteOptions":
+                raise BadRequest(f"the body is a {options['kind']}, not DeleteOptions")
+        query = request.query_params
+        if "gracePeriodSeconds" in query:
+            options["gracePeriodSeconds"] = _whole_number(query["gracePeriodSeconds"], "gracePeriodSeconds")
+        if "propagationPolicy" in query:
+            options["propagationPolicy"] = query["propagationPolicy"]
+        return self._checked_delete_options(options)
+
+    def _checked_delete_options(self, options: Document) -> Document:
+        policy = options.get("propagationPolicy")
+        if policy and "orphanDependents" in options:
+            rule = "orphanDependents and deletionPropagation cannot be both set"
+            raise _invalid_delete(FieldError("Invalid", "propagationPolicy", policy, rule))
+        if policy and policy not in ("Foreground", "Background", "Orphan"):
+            raise _invalid_delete(FieldError("NotSupported", "propagationPolicy", policy, "Foreground, Background, Orphan"))
+        if options.get("orphanDependents"):
+            options["propagationPolicy"] = "Orphan"
+        return options
+
+    def _delete_one(self, target: Target, name: str, options: Document) -> store.Stored:
+        wanted = options.get("preconditions") or {}
+        return store.delete(
+            target.kind,
+            target.namespace or "",
+            name,
+            actor=self.actor,
+            dry_run=bool(options.get("dryRun")),
+            preconditions={key: wanted[key] for key in ("uid", "resourceVersion") if wanted.get(key)},
+            grace_period_s=options.get("gracePeriodSeconds"),
+            propagation=options.get("propagationPolicy"),
+        )
+
+    def _delete_collection(
+        self, request: Request, target: Target, options: Document, accepted: media.Accepted
+    ) -> HttpResponse:
+        query = request.query_params
+        labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
+        options["dryRun"] = self._dry_run(request, "DeleteOptions", options.get("dryRun"))
+        page = store.list(
+            target.kind,
+            target.namespace,
+            labels=parse_label_selector(labels) if labels else None,
+            fields=parse_field_selector(target.kind, fields) if fields else None,
+        )
+        deleted = []
+        for text in page.documents:
+            metadata = json.loads(text)["metadata"]
+            one = Target(target.kind, metadata.get("namespace"), metadata["name"])
+            try:
+                deleted.append(self._delete_one(one, metadata["name"], dict(options)).document)
+            except NotFound:
+                continue
+        kind = target.kind
+        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{{"resourceVersion":"{changes.head()}"}},"items":['
+        return _text(head + ",".join(map(_without_type, deleted)) + "]}", accepted)
+
+    def _body(self, request: Request) -> bytes:
+        if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
+            raise RequestTooLarge(f"Request entity too large: limit is {MAX_BODY_BYTES}")
+        body = request._request.body
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestTooLarge(f"Request entity too large: limit is {MAX_BODY_BYTES}")
+        return body
+
+    def _decode(self, request: Request, kind: Kind) -> Document:
+        body = self._body(request)
+        content_type = request.headers.get("Content-Type") or media.JSON
+        document, warnings = objects.decode_with_warnings(kind, body, content_type)
+        self._note_unknown(request, warnings)
+        return document
+
+    def _note_unknown(self, request: Request, warnings: list[str]) -> None:
+        """Do what fieldValidation asks for with fields that are unknown or given twice."""
+        mode = request.query_params.get("fieldValidation", "") or "Warn"
+        if mode not in ("Ignore", "Warn", "Strict"):
+            raise _bad_option("fieldValidation", mode, "NotSupported")
+        if warnings and mode == "Strict":
+            raise BadRequest(f"strict decoding error: {', '.join(warnings)}")
+        if mode == "Warn":
+            self.warnings += warnings
+
+    def _check_namespace(self, document: Document, target: Target) -> None:
+        given = (document.get("metadata") or {}).get("namespace")
+        if given and target.namespace is not None and given != target.namespace:
+            raise BadRequest(
+                f"the namespace of the provided object does not match the namespace sent on the request: {given}, {target.namespace}"
+            )
+
+    def _dry_run(self, request: Request, options: str, given: list[str] | None = None) -> bool:
+        values = request.query_params.getlist("dryRun") if "dryRun" in request.query_params else (given or [])
+        if any(value != "All" for value in values):
+            raise _bad_option("dryRun", values, "NotSupported", options)
+        return bool(values)
+
+    def _object(self, stored: store.Stored, accepted: media.Accepted, *, status: int = 200) -> HttpResponse:
+        if accepted.as_kind:
+            document = json.loads(stored.document)
+            if accepted.as_kind == "Table":
+                metadata = {"resourceVersion": document["metadata"].get("resourceVersion", "")}
+                include = self.request.query_params.get("includeObject", "Metadata")
+                table = tables.table(
+                    self._target().kind,
+                    [document],
+                    now=datetime.now(UTC),
+                    version=accepted.version,
+                    metadata=metadata,
+                    include=include,
+                )
+                return _encoded(table, accepted, status=status)
+            if accepted.as_kind == "PartialObjectMetadataList":
+                raise UnsupportedMediaType("one object is no list")
+            return _encoded(tables.partial(document, version=accepted.version), accepted, status=status)
+        return _text(stored.document, accepted, status=status)
+
+
+def _is_kept(stored: store.Stored) -> bool:
+    return '"deletionTimestamp"' in stored.document
+
+
+def _whole_number(text: str, name: str) -> int:
+    if not text:
+        return 0
+    try:
+        number = int(text)
+    except ValueError as err:
+        raise BadRequest(f'Invalid value: "{text}": {name} must be a whole number') from err
+    if number < 0:
+        raise BadRequest(f'Invalid value: "{text}": {name} must not be negative')
+    return number
+
+
+def _bad_option(field: str, value: Any, kind: str, options: str = "ListOptions") -> ApiError:
+    class _Options:
+        group, kind, plural, api_version = media.META, options, options, f"{media.META}/v1"
+
+    return Invalid(_Options, "", [FieldError(kind, field, value)])  # type: ignore[arg-type]
+
+
+def _invalid_delete(error: FieldError) -> ApiError:
+    return _bad_option(error.field, error.value, error.type, "DeleteOptions")
+
+
+def _without_type(document: str) -> str:
+    """A stored document as an item of a list, which does not repeat kind and apiVersion."""
+    start = document.find('"metadata"')
+    return "{" + document[start:] if 0 < start < 80 else document
+
+
+def _text(body: str, accepted: media.Accepted, *, status: int = 200) -> HttpResponse:
+    if accepted.media_type == media.YAML:
+        return HttpResponse(yaml.safe_dump(json.loads(body), sort_keys=False), status=status, content_type=media.YAML)
+    return HttpResponse(body, status=status, content_type=media.JSON)
+
+
+def _encoded(body: Document, accepted: media.Accepted, *, status: int = 200) -> HttpResponse:
+    if accepted.media_type == media.YAML:
+        return HttpResponse(yaml.safe_dump(body, sort_keys=False), status=status, content_type=media.YAML)
+    return HttpResponse(json.dumps(body, separators=(",", ":")), status=status, content_type=media.JSON)
+
+
+__all__ = ["ApiView", "InternalError", "ObjectView", "error_response"]

@@ -1,0 +1,17 @@
+"""Wiring that needs Django to be up: who is told after a commit."""
+
+from django.apps import AppConfig
+
+
+class TimonelConfig(AppConfig):
+    """The one Django app."""
+
+    name = "services_app"
+    verbose_name = "Timonel"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from services_app import changes
+        from services_app.push import wake
+
+        changes.wake_pushers[:] = [wake.request_wake]

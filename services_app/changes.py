@@ -1,0 +1,168 @@
+"""The log of changes: who may write now, what was written, who must hear of it.
+
+`Writer` takes the one counter row, so that from there to the commit there is one writer at a time, and gives every
+written object a revision of its own, without holes and in commit order. Readers ask for what came after a revision.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import connection, transaction
+from django.utils import timezone
+
+from services_app.models import Change, ControlPlane
+
+logger = logging.getLogger(__name__)
+
+CHANNEL = "timonel:changes"
+BASE_OWNER = "*"  # a change of what every node holds besides Services
+KEPT_FOR = timedelta(hours=1)
+
+# Called after every commit that touched what nodes hold; set once by the layer that pushes.
+wake_pushers: list[Callable[[], None]] = []
+
+
+_COLUMNS = (
+    "revision", "kind", "namespace", "name", "verb", "document", "previous", "owner", "user", "request_id", "at",
+)  # fmt: skip
+_INSERT = "INSERT INTO services_app_change (" + ", ".join(f'"{name}"' for name in _COLUMNS) + ")"
+
+
+class Writer:
+    """One transaction's writes to the log. Create it inside `transaction.atomic`, after claims, before reading."""
+
+    def __init__(self, *, user: str, request_id: str, now: datetime) -> None:
+        self.user, self.request_id, self.now = user, request_id, now
+        self.rows: list[Change] = []
+        with connection.cursor() as cursor:
+            # Waits for the writer before us; nobody else can commit a change until we do.
+            cursor.execute("SELECT revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE")
+            found = cursor.fetchone()
+            if found is None:
+                cursor.execute(
+                    "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision)"
+                    " VALUES (1, gen_random_uuid(), 0, 0) ON CONFLICT DO NOTHING"
+                )
+                cursor.execute("SELECT revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE")
+                found = cursor.fetchone()
+        self.revision: int = found[0]
+
+    def next_revision(self) -> int:
+        self.revision += 1
+        return self.revision
+
+    def record(
+        self,
+        kind: str,
+        document: dict[str, Any],
+        text: str,
+        verb: str,
+        *,
+        previous: str | None,
+        owner: str | None,
+    ) -> None:
+        """Note one write; the document's resourceVersion must come from `next_revision`."""
+        metadata = document["metadata"]
+        self.rows.append(
+            Change(
+                revision=int(metadata["resourceVersion"]),
+                kind=kind,
+                namespace=metadata.get("namespace", ""),
+                name=metadata["name"],
+                verb=verb,
+                document=text,
+                previous=previous,
+                owner=owner,
+                user=self.user,
+                request_id=self.request_id,
+                at=self.now,
+            )
+        )
+
+    def finish(self) -> None:
+        """Store the log rows and the counter; readers hear of them after the commit."""
+        if not self.rows:
+            return
+        with connection.cursor() as cursor:
+            values = [[getattr(row, name) for name in _COLUMNS] for row in self.rows]
+            marks = ", ".join(["(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"] * len(values))
+            cursor.execute(f"{_INSERT} VALUES {marks}", [value for row in values for value in row])
+            cursor.execute("UPDATE services_app_controlplane SET revision = %s WHERE id = 1", [self.revision])
+        head, for_nodes = self.revision, any(row.owner for row in self.rows)
+        transaction.on_commit(lambda: announce(head, for_nodes=for_nodes))
+
+
+def announce(head: int, *, for_nodes: bool) -> None:
+    """Wake watchers, and pushers when nodes are concerned. A hint only: without Redis they poll."""
+    try:
+        _redis().publish(CHANNEL, str(head))
+    except redis.RedisError as err:
+        logger.warning("cannot announce revision %s: %s reason=redis_away", head, err)
+    if for_nodes:
+        for wake in wake_pushers:
+            wake()
+
+
+_client: redis.Redis | None = None
+
+
+def _redis() -> redis.Redis:
+    global _client
+    if _client is None:
+        _client = redis.Redis.from_url(settings.REDIS_URL, socket_timeout=0.5, socket_connect_timeout=0.5)
+    return _client
+
+
+def head() -> int:
+    """The newest revision; 0 when nothing was ever written. One query."""
+    return ControlPlane.objects.filter(id=1).values_list("revision", flat=True).first() or 0
+
+
+def oldest() -> int:
+    """The revision after which the log still holds every change. One query."""
+    return ControlPlane.objects.filter(id=1).values_list("compacted_revision", flat=True).first() or 0
+
+
+def read_after(revision: int, *, kinds: Iterable[str] | None = None, limit: int = 1000) -> list[Change]:
+    """The changes after a revision, oldest first; empty when there are none. One query."""
+    rows = Change.objects.filter(revision__gt=revision)
+    if kinds is not None:
+        rows = rows.filter(kind__in=list(kinds))
+    return list(rows.order_by("revision")[:limit])
+
+
+def owners_changed(revision: int) -> set[str]:
+    """The owners whose rendering may have changed after a revision. One query by index."""
+    rows = Change.objects.filter(revision__gt=revision, owner__isnull=False).order_by()
+    return set(rows.values_list("owner", flat=True).distinct())
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """How far the log was cut, and how many rows went."""
+
+    revision: int
+    removed: int
+
+
+def compact(*, keep: timedelta = KEPT_FOR) -> Compaction:
+    """Drop changes older than `keep`; nodes and watchers from before start again from everything."""
+    limit = timezone.now() - keep
+    with transaction.atomic():
+        newest = Change.objects.filter(at__lt=limit).order_by("-revision").values_list("revision", flat=True).first()
+        if newest is None:
+            return Compaction(oldest(), 0)
+        removed, _ = Change.objects.filter(revision__lte=newest).delete()
+        ControlPlane.objects.filter(id=1).update(compacted_revision=newest)
+    return Compaction(newest, removed)
+
+
+def encode(document: dict[str, Any]) -> str:
+    """The JSON text of a document as it is stored and handed out."""
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False)

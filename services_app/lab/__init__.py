@@ -1,0 +1,1 @@
+"""Nodes on one machine: network namespaces that stand for hosts, and what is shown and measured on them."""

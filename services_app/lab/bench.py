@@ -1,0 +1,78 @@
+"""`timonel bench`: the figures of docs/benchmarks.md, each taken on the running system through its public faces.
+
+An area is a function from a running cluster to figures; AREAS is all there is to add one.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services_app.lab.cluster import Cluster
+from services_app.lab.convergence import Convergence, fill, three_rounds
+
+Say = Callable[[str], None]
+
+CHANGES = 200
+SIZES = (10, 1000)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number by its name. aim: what it should not exceed; None without."""
+
+    name: str
+    value: float
+    aim: float | None = None
+
+
+def convergence(cluster: Cluster, say: Say) -> list[Figure]:
+    """Three nodes, nftables: 200 changes of one endpoint, one every 100 ms, among 10 and 1,000 Services."""
+    figures = []
+    present = 0
+    for size in SIZES:
+        cluster.api.ensure_namespace(f"other-{size}")
+        fill(cluster.api, cluster.lab, f"other-{size}", size - present - 1, say)
+        name = f"moving-{size}"
+        cluster.api.ensure_namespace(name)
+        say(f"{CHANGES} changes among {size} Services, three rounds")
+        with Convergence(cluster.lab, cluster.api, name) as moving:
+            measured = three_rounds(moving, CHANGES, say)
+        present = size
+        figures.append(Figure(f"convergence.p50_ms.services_{size}", round(measured.p50_ms, 1)))
+        figures.append(Figure(f"convergence.p99_ms.services_{size}", round(measured.p99_ms, 1), 150))
+    return figures
+
+
+AREAS: dict[str, Callable[[Cluster, Say], list[Figure]]] = {"convergence": convergence}
+
+
+def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figure]:
+    """Measure the areas, each on a cluster of its own, and merge the figures into the results file."""
+    figures: list[Figure] = []
+    for name, area in AREAS.items():
+        if only in (None, name):
+            with Cluster(directory, say=say) as cluster:
+                figures += area(cluster, say)
+            merge(results, figures)
+    return figures
+
+
+def merge(results: Path, figures: list[Figure]) -> None:
+    """Add to the results file, replacing figures of the same name; it appears whole or not at all."""
+    known = json.loads(results.read_text()) if results.exists() else {}
+    known.update({figure.name: figure.value for figure in figures})
+    new = results.with_name(f"{results.name}.{os.getpid()}")
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    new.rename(results)
+
+
+def table(figures: list[Figure]) -> str:
+    width = max(len(figure.name) for figure in figures)
+    rows = [f"{'figure':<{width}}  {'value':>10}  {'aim':>8}"]
+    for figure in figures:
+        aim = f"≤ {figure.aim:g}" if figure.aim is not None else ""
+        rows.append(f"{figure.name:<{width}}  {figure.value:>10g}  {aim:>8}")
+    return "\n".join(rows)

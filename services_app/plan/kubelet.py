@@ -1,0 +1,49 @@
+"""The status a kubelet would report for a Pod on an enrolled node. Timonel starts nothing: the workload already runs."""
+
+from typing import Any
+
+Document = dict[str, Any]
+
+POD_IP = "timonel.io/pod-ip"
+CONDITIONS = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
+
+
+def has_readiness_probe(pod: Document) -> bool:
+    return any(c.get("readinessProbe") for c in pod["spec"].get("containers") or ())
+
+
+def pod_address(pod: Document, node_address: str) -> str:
+    """The Pod's address: what its annotation says, else its node's."""
+    return (pod["metadata"].get("annotations") or {}).get(POD_IP) or node_address
+
+
+def observe(pod: Document, node_address: str, now: str) -> Document:
+    """The Pod with the status of one that runs on its node; the same Pod when its status says so already.
+
+    Ready is set when the Pod is first seen running: at once without a readiness probe, False until reported with one.
+    A Ready condition that somebody wrote later is left alone. now: RFC 3339.
+    """
+    status = dict(pod.get("status") or {})
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return pod
+    address = pod_address(pod, node_address)
+    first_seen = status.get("phase") != "Running"
+    if not first_seen and status.get("podIP") == address and status.get("hostIP") == node_address:
+        return pod
+    status.update(
+        phase="Running",
+        hostIP=node_address,
+        hostIPs=[{"ip": node_address}],
+        podIP=address,
+        podIPs=[{"ip": address}],
+    )
+    status.setdefault("startTime", now)
+    if first_seen:
+        ready = "False" if has_readiness_probe(pod) else "True"
+        known = {c["type"]: c for c in status.get("conditions") or ()}
+        for kind in CONDITIONS:
+            value = ready if kind in ("Ready", "ContainersReady") else "True"
+            if known.get(kind, {}).get("status") != value:
+                known[kind] = {"type": kind, "status": value, "lastProbeTime": None, "lastTransitionTime": now}
+        status["conditions"] = list(known.values())
+    return {**pod, "status": status}

@@ -1,0 +1,140 @@
+"""Bringing one node up to date: open its session when there is none, send what changed, note what it answers."""
+
+import logging
+import threading
+
+from django.db import close_old_connections
+
+from services_app import changes
+from services_app.models import ControlPlane, Node, NodeAccess, NodeSync
+from services_app.push import reports, snapshot, ssh
+from services_app.push.errors import NodeError
+from services_app.push.keys import from_line, private_key
+from services_app.push.session import FULL_TIMEOUT_S, REPLY_TIMEOUT_S, AgentSession, SessionPool
+
+logger = logging.getLogger(__name__)
+
+pool = SessionPool()
+# Nodes that failed last time wait for a place here, so that a hundred dead ones leave threads for the living.
+_doubtful = threading.BoundedSemaphore(8)
+
+
+def push(node: str) -> None:
+    """Bring a node up to date; if somebody does already, he is told to look once more. Never raises NodeError."""
+    if not pool.begin(node):
+        return
+    try:
+        while True:
+            failures = NodeSync.objects.filter(node_id=node).values_list("failures", flat=True).first()
+            if failures is None:
+                break
+            if not (_push_doubtful(node) if failures else _push_once(node)):
+                break
+            if not pool.end(node):
+                return
+    except BaseException:
+        pool.abandon(node)
+        raise
+    pool.abandon(node)
+
+
+def _push_doubtful(node: str) -> bool:
+    if not _doubtful.acquire(blocking=False):
+        return False  # the sweep comes again
+    try:
+        return _push_once(node)
+    finally:
+        _doubtful.release()
+
+
+def _push_once(node: str) -> bool:
+    """Whether the node is as new as the log was when we looked."""
+    try:
+        _bring_up_to_date(node)
+    except NodeError as err:
+        pool.drop(node)
+        reports.note_failure(node, err)
+        return False
+    return True
+
+
+def _bring_up_to_date(node: str) -> None:
+    access = NodeAccess.objects.select_related("ssh_key", "sync").get(node=node)
+    cluster = str(ControlPlane.objects.values_list("uid", flat=True).get(id=1))
+    session = pool.get(node) or _open(access)
+    if session.is_fresh:
+        greeting = session.ask({"op": "hello", "cluster": cluster})
+        reports.note_greeting(node, greeting)
+        session.held = greeting["revision"] if greeting.get("cluster") == cluster else None
+    since = None if access.sync.full_wanted or not session.held else session.held
+    if since is not None and not session.is_fresh and since >= snapshot.newest_owner_revision():
+        reports.note_success(node, session.ask({"op": "ping"}))
+        return
+    address = Node.objects.filter(name=node).values_list("address", flat=True).first() or access.address
+    delta = snapshot.read_delta(node, address, since, with_base=session.is_fresh)
+    close_old_connections()  # back to the pool while the node works
+    answer = _send(session, delta, cluster, node, address)
+    session.is_fresh = False
+    session.held = answer["revision"]
+    reports.note_success(node, answer, was_full=delta.since is None)
+
+
+def _send(session: AgentSession, delta: snapshot.Delta, cluster: str, node: str, address: str) -> dict:
+    """The agent's answer. An agent that holds something else than we thought gets everything."""
+    timeout_s = FULL_TIMEOUT_S if delta.since is None else REPLY_TIMEOUT_S
+    try:
+        return session.ask(delta.message(cluster), timeout_s=timeout_s)
+    except NodeError as err:
+        if err.reason == "StaleRevision":
+            # Another worker was faster; what it sent is at least as new.
+            return session.ask({"op": "ping"})
+        if err.reason not in ("BaseMismatch", "OtherCluster", "DigestMismatch") or delta.since is None:
+            raise
+        logger.warning("node %s needs everything: %s reason=%s", node, err.message, err.reason)
+    full = snapshot.read_delta(node, address, None, with_base=True)
+    return session.ask(full.message(cluster), timeout_s=FULL_TIMEOUT_S)
+
+
+def _open(access: NodeAccess) -> AgentSession:
+    connection = ssh.connect(
+        access.node,
+        access.address,
+        access.port,
+        access.user,
+        expected=from_line(access.host_key),
+        key=private_key(access.ssh_key),
+    )
+    try:
+        session = AgentSession(connection, access.user)
+    except BaseException:
+        connection.close()
+        raise
+    pool.put(access.node, session)
+    return session
+
+
+def expected_digest(node: str, address: str) -> tuple[int, str]:
+    """The newest revision and the digest a node must have when it holds exactly that. Renders every owner (kept ones are free)."""
+    from agents.state import digest
+
+    delta = snapshot.read_delta(node, address, None, with_base=True)
+    return delta.revision, digest({owner: [*resources] for owner, resources in delta.owners.items()})
+
+
+def audit(node: str) -> bool:
+    """Whether the node's digest is what its revision renders to; if not, everything is sent with the next push."""
+    sync = NodeSync.objects.filter(node_id=node, state=NodeSync.State.LIVE).first()
+    if sync is None or sync.full_wanted or sync.rejected:
+        return True
+    address = Node.objects.filter(name=node).values_list("address", flat=True).first()
+    if address is None:
+        return True
+    revision, digest = expected_digest(node, address)
+    sync.refresh_from_db()
+    if sync.digest == digest or sync.applied_revision > revision:
+        return True
+    if sync.applied_revision < snapshot.newest_owner_revision() or changes.head() != revision:
+        return True  # it is behind or was overtaken while we looked: nothing to judge
+    logger.warning("node %s holds digest %s, not %s reason=digest_differs", node, sync.digest, digest)
+    NodeSync.objects.filter(node_id=node).update(full_wanted=True)
+    return False

@@ -1,0 +1,160 @@
+"""What to send to a node: the owners changed since its revision, with their full resources as of one revision.
+
+Rendered once and sent to many: what does not depend on the node is kept by owner and revision.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from services_app import changes, models
+from services_app.render.node import (
+    BASE_OWNER,
+    Cluster,
+    OwnerState,
+    Rendered,
+    Resource,
+    render_base,
+    render_owner,
+)
+
+KEPT = 50_000  # rendered owners; a Service with ten endpoints takes some 5 KB
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a node gets. since None: everything, what is not named goes. owners: name -> resources."""
+
+    revision: int
+    since: int | None
+    owners: dict[str, list[Resource]]
+
+    def message(self, cluster: str) -> dict[str, Any]:
+        """The agent's `apply` request."""
+        return {
+            "op": "apply",
+            "cluster": cluster,
+            "revision": self.revision,
+            "since": self.since,
+            "owners": self.owners,
+        }
+
+
+class _Kept:
+    """Rendered owners by (owner, changed revision), oldest dropped first; shared by the threads of a process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rendered: OrderedDict[tuple[str, int], Rendered] = OrderedDict()
+
+    def get(self, key: tuple[str, int]) -> Rendered | None:
+        with self._lock:
+            return self._rendered.get(key)
+
+    def put(self, key: tuple[str, int], rendered: Rendered) -> None:
+        with self._lock:
+            self._rendered[key] = rendered
+            while len(self._rendered) > KEPT:
+                self._rendered.popitem(last=False)
+
+
+_kept = _Kept()
+
+
+def cluster() -> Cluster:
+    """What every node's base depends on."""
+    return Cluster(tuple(settings.TIMONEL_SERVICE_CIDRS), settings.TIMONEL_CLUSTER_DOMAIN)
+
+
+def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -> Delta:
+    """The delta for a node from a revision, or everything when since is None or older than the log.
+
+    One read-only transaction, so that all of it is of one revision. address: the node's own.
+    """
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        revision = changes.head()
+        if since is not None and since < changes.oldest():
+            since = None
+        rendered = _read_owners(None if since is None else changes.owners_changed(since) - {changes.BASE_OWNER})
+    owners = {owner: r.on(node) for owner, r in rendered.items()}
+    if with_base or since is None:
+        owners[BASE_OWNER] = render_base(cluster(), address)
+    return Delta(revision, since, owners)
+
+
+def newest_owner_revision() -> int:
+    """The last revision nodes must have; 0 when nothing concerns them. One query by index."""
+    rows = models.Change.objects.filter(owner__isnull=False)
+    newest = rows.order_by("-revision").values_list("revision", flat=True).first()
+    return newest or 0
+
+
+def _read_owners(wanted: set[str] | None) -> dict[str, Rendered]:
+    """Owner -> what it renders to; None: every owner there is. A wanted owner that is gone renders to nothing."""
+    where, values = "", []
+    if wanted is not None:
+        if not wanted:
+            return {}
+        where = " WHERE (namespace, name) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+        pairs = [owner.split("/", 1) for owner in sorted(wanted)]
+        values = [[p[0] for p in pairs], [p[1] for p in pairs]]
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT namespace, name, changed_revision, uid FROM services_app_service{where}", values)
+        rows = cursor.fetchall()
+    found: dict[str, Rendered] = {owner: Rendered() for owner in wanted or ()}
+    missing: dict[str, tuple[int, Any]] = {}
+    for namespace, name, changed, uid in rows:
+        owner = f"{namespace}/{name}"
+        kept = _kept.get((owner, changed))
+        if kept is None:
+            missing[owner] = (changed, uid)
+        else:
+            found[owner] = kept
+    names = sorted(missing)
+    for start in range(0, len(names), 500):
+        for state in _read_states(names[start : start + 500], missing):
+            rendered = render_owner(state, cluster())
+            _kept.put((state.owner, missing[state.owner][0]), rendered)
+            found[state.owner] = rendered
+    return found
+
+
+def _read_states(owners: list[str], rows: dict[str, tuple[int, Any]]) -> list[OwnerState]:
+    pairs = [owner.split("/", 1) for owner in owners]
+    namespaces, names = [p[0] for p in pairs], [p[1] for p in pairs]
+    unnest = "SELECT * FROM unnest(%s::text[], %s::text[])"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT namespace, name, document FROM services_app_service WHERE (namespace, name) IN ({unnest})",
+            [namespaces, names],
+        )
+        services = {f"{namespace}/{name}": json.loads(text) for namespace, name, text in cursor.fetchall()}
+        cursor.execute(
+            "SELECT namespace, service_name, document FROM services_app_endpointslice"
+            f" WHERE (namespace, service_name) IN ({unnest}) ORDER BY namespace, name",
+            [namespaces, names],
+        )
+        slices: dict[str, list[Any]] = {}
+        for namespace, name, text in cursor.fetchall():
+            slices.setdefault(f"{namespace}/{name}", []).append(json.loads(text))
+        cursor.execute(
+            "SELECT service_id, port, id FROM services_app_endpointgroup WHERE service_id = ANY(%s)",
+            [[rows[owner][1] for owner in owners]],
+        )
+        groups: dict[Any, dict[str, int]] = {}
+        for uid, port, number in cursor.fetchall():
+            groups.setdefault(uid, {})[port] = number
+    return [
+        OwnerState(owner, services[owner], tuple(slices.get(owner, ())), groups.get(rows[owner][1], {}))
+        for owner in owners
+        if owner in services
+    ]
+
+

@@ -1,0 +1,92 @@
+"""The Celery tasks. Arguments are names; each reads what is true when it starts, and may run twice or late."""
+
+import logging
+import zlib
+from datetime import timedelta
+
+from celery import shared_task
+from celery.signals import worker_shutdown
+from django.conf import settings
+from django.db.models import Q
+from django.utils import timezone
+
+from services_app import changes, store
+from services_app.models import Namespace, NodeSync
+from services_app.push import pusher, snapshot
+from services_app.push import wake as waking
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT = timedelta(seconds=5)
+ACTOR = store.Actor("timonel:tasks")
+
+
+def queue_of(node: str) -> str:
+    """The shard queue of a node: by its name alone, whatever workers there are."""
+    return f"push-{zlib.crc32(node.encode()) % settings.PUSH_SHARDS:02d}"
+
+
+def _start_pushes(nodes: list[str]) -> None:
+    for node in nodes:
+        push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+
+
+@shared_task
+def wake() -> None:
+    """After a commit: push to every node that is behind and may be tried."""
+    waking.begin_look()
+    newest = snapshot.newest_owner_revision()
+    now = timezone.now()
+    behind = Q(applied_revision__lt=newest) | Q(full_wanted=True)
+    _start_pushes([*NodeSync.objects.filter(behind, next_attempt_at__lte=now).values_list("node_id", flat=True)])
+
+
+@shared_task
+def push_node(node: str) -> None:
+    """Bring one node up to date."""
+    pusher.push(node)
+
+
+@shared_task
+def sweep() -> None:
+    """Every second: what wakes have missed, nodes to be tried again, and nodes not heard of for a while."""
+    newest = snapshot.newest_owner_revision()
+    now = timezone.now()
+    wanted = (
+        Q(applied_revision__lt=newest)
+        | Q(full_wanted=True)
+        | ~Q(state=NodeSync.State.LIVE)
+        | Q(last_report_at__lt=now - HEARTBEAT)
+    )
+    _start_pushes([*NodeSync.objects.filter(wanted, next_attempt_at__lte=now).values_list("node_id", flat=True)])
+    store.settle_programmed(actor=ACTOR)
+
+
+@shared_task
+def audit() -> None:
+    """Compare every live node's digest with what it should be; whoever differs gets everything."""
+    for node in [*NodeSync.objects.filter(state=NodeSync.State.LIVE).values_list("node_id", flat=True)]:
+        if not pusher.audit(node):
+            push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+
+
+@shared_task
+def tidy() -> None:
+    """Every few seconds: end Pods whose grace period is over, finish Namespaces that go."""
+    store.reap_pods(actor=ACTOR)
+    going = Namespace.objects.filter(document__contains='"phase":"Terminating"').values_list("name", flat=True)
+    for name in [*going]:
+        store.finish_namespace(name, actor=ACTOR, at_most=2000)
+
+
+@shared_task
+def compact() -> None:
+    """Drop changes older than the hour watchers may look back."""
+    done = changes.compact()
+    if done.removed:
+        logger.info("compacted %s changes up to revision %s", done.removed, done.revision)
+
+
+@worker_shutdown.connect
+def _close_sessions(**_: object) -> None:
+    pusher.pool.close_all()

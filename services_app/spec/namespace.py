@@ -1,0 +1,59 @@
+"""Namespaces: the label that tells the name, finalizers, phase.
+
+Source: k8s v1.36 pkg/registry/core/namespace/strategy.go, pkg/apis/core/validation, ValidateNamespace.
+"""
+
+from typing import Any
+
+from services_app.spec import meta, names
+from services_app.spec.errors import FieldError, invalid
+from services_app.spec.kinds import NAMESPACE
+
+Document = dict[str, Any]
+
+NAME_LABEL = "kubernetes.io/metadata.name"
+FINALIZER = "kubernetes"
+
+
+def _label(namespace: Document) -> None:
+    metadata = namespace["metadata"]
+    metadata["labels"] = dict(sorted({**(metadata.get("labels") or {}), NAME_LABEL: metadata.get("name", "")}.items()))
+
+
+def prepare_create(namespace: Document) -> None:
+    _label(namespace)
+    finalizers = (namespace.get("spec") or {}).get("finalizers") or []
+    if FINALIZER not in finalizers:
+        finalizers = [*finalizers, FINALIZER]
+    namespace["spec"] = {"finalizers": finalizers}
+    namespace["status"] = {"phase": "Active"}
+
+
+def prepare_update(old: Document, new: Document, subresource: str) -> None:
+    """status and finalize each change one part only; an update of the whole changes neither."""
+    _label(new)
+    if subresource != "finalize":
+        new["spec"] = old["spec"]
+    if subresource != "status":
+        new["status"] = old["status"]
+
+
+def validate_create(namespace: Document) -> list[FieldError]:
+    errors = meta.validate(NAMESPACE, namespace["metadata"], names.label_problems)
+    return errors + _validate_finalizers(namespace)
+
+
+def validate_update(old: Document, new: Document) -> list[FieldError]:
+    changes = meta.validate_update(old["metadata"], new["metadata"])
+    return changes + changes + _validate_finalizers(new)
+
+
+def _validate_finalizers(namespace: Document) -> list[FieldError]:
+    errors = []
+    for index, finalizer in enumerate((namespace.get("spec") or {}).get("finalizers") or []):
+        path = f"spec.finalizers[{index}]"
+        errors += [invalid(path, finalizer, problem) for problem in names.qualified_name_problems(finalizer)]
+        if "/" not in finalizer and finalizer != FINALIZER:
+            detail = "name is neither a standard finalizer name nor is it fully qualified"
+            errors.append(invalid(path, finalizer, detail))
+    return errors

@@ -1,0 +1,264 @@
+"""From bytes to a document: JSON or YAML, fields of the right types, unknown and duplicate ones noticed.
+
+A decoded document is what Kubernetes would write back before it fills in defaults: empty values are gone where
+Kubernetes leaves them out, and present where it always writes them. Values are judged elsewhere.
+Source: k8s v1.36 apimachinery/pkg/runtime/serializer/json, sigs.k8s.io/json; quantities: pkg/api/resource.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from services_app.spec import schema
+from services_app.spec.errors import BadRequest, UnsupportedMediaType
+from services_app.spec.kinds import Kind
+
+Document = dict[str, Any]
+
+JSON, YAML = "application/json", "application/yaml"
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
+_QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
+_BOUNDS = {"int32": 2**31, "int64": 2**63}
+_GO_TYPES = {"time": "string", "microtime": "string", "float": "float64"}
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers which keys it was given twice."""
+
+    duplicates: tuple[str, ...] = ()
+
+
+def _object(pairs: Iterable[tuple[str, Any]]) -> _Object:
+    made = _Object()
+    twice: list[str] = []
+    for key, value in pairs:
+        if key in made:
+            twice.append(key)
+        made[key] = value
+    made.duplicates = tuple(dict.fromkeys(twice))
+    return made
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """Plain JSON values only: no dates, keys as text, duplicate keys noticed, no aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # An alias may stand for a value many times over: the limit on bodies bounds the text, not what it unfolds to.
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)  # type: ignore[arg-type]
+
+
+_YamlLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _yaml_mapping(loader: _YamlLoader, node: yaml.MappingNode) -> _Object:
+    loader.flatten_mapping(node)
+    return _object(
+        (_yaml_key(loader.construct_object(key, deep=True)), loader.construct_object(value, deep=True))  # type: ignore[no-untyped-call]
+        for key, value in node.value
+    )
+
+
+def _yaml_key(key: Any) -> str:
+    if isinstance(key, bool):
+        return "true" if key else "false"
+    return "null" if key is None else str(key)
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:map", _yaml_mapping)
+
+
+def parse(body: bytes, content_type: str) -> Any:
+    """The value of a body. Raises BadRequest and, for other media than JSON and YAML, UnsupportedMediaType."""
+    media = content_type.split(";")[0].strip().lower() or JSON
+    if media == YAML:
+        try:
+            return yaml.load(body, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as err:
+            raise BadRequest(f"error converting YAML to JSON: {err}") from err
+    if media != JSON:
+        raise UnsupportedMediaType(
+            f"the body of the request was in an unknown format - accepted media types include: {JSON}, {YAML}"
+        )
+    try:
+        return json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as err:
+        raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"invalid character in {text!r} looking for beginning of value")
+
+
+def decode(kind: Kind, body: bytes, content_type: str) -> Document:
+    """The document of a kind in a body; unknown and duplicate fields are passed over. Raises as decode_with_warnings."""
+    return decode_with_warnings(kind, body, content_type)[0]
+
+
+def decode_with_warnings(kind: Kind, body: bytes, content_type: str) -> tuple[Document, list[str]]:
+    """The document of a kind in a body, and a sentence for each unknown or duplicate field.
+
+    fieldValidation=Strict refuses the sentences (strict_error), Warn sends them along, Ignore drops them. Raises
+    BadRequest for what is no object of the kind, UnsupportedMediaType.
+    """
+    return shaped(kind, parse(body, content_type))
+
+
+def strict_error(warnings: list[str]) -> BadRequest:
+    """What fieldValidation=Strict answers to a body with unknown or duplicate fields."""
+    return BadRequest("strict decoding error: " + ", ".join(warnings))
+
+
+def shaped(kind: Kind, value: Any) -> tuple[Document, list[str]]:
+    """A parsed value as a document of the kind, and a sentence for each field that was dropped or given twice."""
+    prefix = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: '
+    if not isinstance(value, dict):
+        raise BadRequest(
+            "couldn't get version/kind; json parse error: json: cannot unmarshal "
+            f"{_json_type(value)} into Go value of type struct"
+        )
+    for key in ("apiVersion", "kind"):
+        if not isinstance(value.get(key, ""), str | None):
+            raise BadRequest(
+                "couldn't get version/kind; json parse error: json: cannot unmarshal "
+                f"{_json_type(value[key])} into Go struct field .{key} of type string"
+            )
+    api_version, name = value.get("apiVersion") or kind.api_version, value.get("kind") or kind.kind
+    if (api_version, name) != (kind.api_version, kind.kind):
+        raise BadRequest(
+            f"the API version in the data ({api_version}) does not match the expected API version "
+            f"({kind.api_version})"
+            if name == kind.kind
+            else f"the kind in the data ({api_version}, Kind={name}) does not match the expected kind "
+            f"({kind.api_version}, Kind={kind.kind})"
+        )
+    decoder = _Decoder(prefix)
+    document = decoder.struct(value, schema.root(kind), "", is_root=True)
+    return {"kind": kind.kind, "apiVersion": kind.api_version, **document}, decoder.warnings
+
+
+class _Decoder:
+    """Walks a value beside its type. Collects warnings; raises BadRequest for a wrong type."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.warnings: list[str] = []
+
+    def struct(self, value: Any, type_name: str, path: str, *, is_root: bool = False) -> Document:
+        """Fields in the order of the schema, so that equal documents are equal texts."""
+        known = schema.fields(type_name)
+        for key in value:
+            if key not in known and not (is_root and key in ("apiVersion", "kind")):
+                self.warnings.append(f'unknown field "{_join(path, key)}"')
+        for key in getattr(value, "duplicates", ()):
+            self.warnings.append(f'duplicate field "{_join(path, key)}"')
+        document: Document = {}
+        for field in known.values():
+            given = value.get(field.name)
+            if given is None:
+                if field.always and not (is_root and field.name in ("spec", "status")):
+                    document[field.name] = schema.zero(field.type)
+                continue
+            decoded = self.value(given, field.type, _join(path, field.name), type_name)
+            if field.always or field.is_pointer or not _is_empty(decoded, field.type):
+                document[field.name] = None if decoded in ([], {}) and field.type[:2] in ("[]", "{}") else decoded
+        return document
+
+    def value(self, value: Any, type_name: str, path: str, owner: str) -> Any:
+        if type_name == "any":
+            return value
+        if type_name.startswith("[]"):
+            if not isinstance(value, list):
+                raise self.wrong(value, owner, path, "[]" + _go_type(type_name[2:]))
+            return [self.element(item, type_name[2:], f"{path}[{index}]", owner) for index, item in enumerate(value)]
+        if not isinstance(value, dict) and type_name not in schema.SCALARS:
+            raise self.wrong(value, owner, path, "map[string]string" if type_name[:2] == "{}" else f"v1.{type_name}")
+        if type_name.startswith("{}"):
+            self.warnings += [f'duplicate field "{_join(path, key)}"' for key in getattr(value, "duplicates", ())]
+            return {
+                key: self.element(item, type_name[2:], _join(path, key), owner) for key, item in sorted(value.items())
+            }
+        if type_name in schema.SCALARS:
+            return self.scalar(value, type_name, path, owner)
+        return self.struct(value, type_name, path)
+
+    def element(self, item: Any, type_name: str, path: str, owner: str) -> Any:
+        """An element of a list or map, where null stands for the zero value."""
+        if item is None:
+            return schema.zero(type_name)
+        return self.value(item, type_name, path, owner)
+
+    def scalar(self, value: Any, type_name: str, path: str, owner: str) -> Any:
+        if type_name == "intstr":
+            if isinstance(value, str):
+                return value
+            type_name = "int32"
+        if type_name in _BOUNDS:
+            bound = _BOUNDS[type_name]
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self.wrong(value, owner, path, type_name)
+            if not -bound <= value < bound or value != int(value):
+                raise self.wrong(value, owner, path, type_name, f"number {value}")
+            return int(value)
+        if type_name == "quantity":
+            return self.quantity(value)
+        right = {"bool": bool, "float": (int, float)}.get(type_name, str)
+        if not isinstance(value, right) or type_name == "float" and isinstance(value, bool):
+            raise self.wrong(value, owner, path, _GO_TYPES.get(type_name, type_name))
+        if type_name in ("time", "microtime") and value and not _TIME.fullmatch(value):
+            raise BadRequest(
+                f'{self.prefix}parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}"'
+            )
+        if right is str and not value.isascii():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates, as Go does
+        return value
+
+    def quantity(self, value: Any) -> Any:
+        text = json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+        if not isinstance(text, str) or not _QUANTITY.fullmatch(text):
+            raise BadRequest(
+                f"{self.prefix}quantities must match the regular expression "
+                "'^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+            )
+        return text
+
+    def wrong(self, value: Any, owner: str, path: str, go_type: str, shown: str = "") -> BadRequest:
+        path = re.sub(r"\[\d+\]", "", path)
+        return BadRequest(
+            f"{self.prefix}json: cannot unmarshal {shown or _json_type(value)} into Go struct field "
+            f"{owner}.{path} of type {go_type}"
+        )
+
+
+def _go_type(type_name: str) -> str:
+    if type_name in schema.SCALARS:
+        return _GO_TYPES.get(type_name, type_name)
+    return f"v1.{type_name}"
+
+
+def _is_empty(value: Any, type_name: str) -> bool:
+    """Whether Kubernetes leaves a value out. An empty object that was given is something."""
+    if isinstance(value, dict):
+        return type_name.startswith("{}") and not value
+    if type_name == "intstr":
+        return value in (0, "")
+    return value in ("", 0, False, None) or value == []
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _json_type(value: Any) -> str:
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int | float):
+        return "number"
+    return {str: "string", list: "array"}.get(type(value), "null" if value is None else "object")

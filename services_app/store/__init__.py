@@ -1,0 +1,37 @@
+"""The only writer of API objects, and the way to read them.
+
+`objects` creates, gets, lists, updates and deletes; `claims` gives out addresses and ports; `transaction` writes under
+the counter row and derives endpoints; `status` writes what nodes report; `bootstrap` makes what every cluster has.
+"""
+
+from services_app.store.bootstrap import bootstrap
+from services_app.store.objects import (
+    Actor,
+    Page,
+    Stored,
+    cluster_settings,
+    create,
+    delete,
+    finish_namespace,
+    get,
+    update,
+)
+from services_app.store.objects import list_objects as list  # noqa: A004 - the API's word: store.list
+from services_app.store.status import adopt_pods, reap_pods, settle_programmed
+
+__all__ = [
+    "Actor",
+    "Page",
+    "Stored",
+    "adopt_pods",
+    "bootstrap",
+    "cluster_settings",
+    "create",
+    "delete",
+    "finish_namespace",
+    "get",
+    "list",
+    "reap_pods",
+    "settle_programmed",
+    "update",
+]

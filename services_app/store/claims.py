@@ -1,0 +1,219 @@
+"""Giving out cluster IPs and node ports: the unique indexes decide, a list of free values makes the choice O(1).
+
+All of it happens in the caller's transaction, before the counter row is taken: a failed create leaves no trace, and
+claims of different Services do not wait for each other. Locks in one order: given addresses sorted, automatic
+addresses, given ports sorted, automatic ports.
+"""
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from services_app.plan import allocation
+from services_app.plan.allocation import PoolRange
+from services_app.spec.errors import FieldError, Invalid
+from services_app.spec.kinds import SERVICE
+from services_app.spec.objects import ClusterSettings
+
+Document = dict[str, Any]
+
+LAID_OUT_AT_ONCE = 4096
+TAKEN = "provided {what} is already allocated"
+
+_ADDRESS, _PORT = "address", "port"
+_CLAIM_GIVEN = {
+    _ADDRESS: "INSERT INTO services_app_clusteripclaim (address, service_id) VALUES (%s::inet, %s)"
+    " ON CONFLICT DO NOTHING RETURNING 1",
+    _PORT: "INSERT INTO services_app_nodeportclaim (port, service_id) VALUES (%s::int, %s)"
+    " ON CONFLICT DO NOTHING RETURNING 1",
+}
+# Takes the value that has been free for longest; a value another transaction is about to take is passed over.
+_TAKE_FREE = (
+    "WITH pick AS (DELETE FROM services_app_freevalue WHERE id = (SELECT id FROM services_app_freevalue"
+    " WHERE pool = %s ORDER BY band, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING value), claim AS ({insert})"
+    " SELECT (SELECT value FROM pick), (SELECT count(*) FROM claim)"
+)
+_CLAIM_FREE = {
+    _ADDRESS: _TAKE_FREE.format(
+        insert="INSERT INTO services_app_clusteripclaim (address, service_id) SELECT value::inet, %s FROM pick"
+        " ON CONFLICT DO NOTHING RETURNING 1"
+    ),
+    _PORT: _TAKE_FREE.format(
+        insert="INSERT INTO services_app_nodeportclaim (port, service_id) SELECT value::int, %s FROM pick"
+        " ON CONFLICT DO NOTHING RETURNING 1"
+    ),
+}
+_RELEASE = {
+    _ADDRESS: "DELETE FROM services_app_clusteripclaim WHERE service_id = %s AND address = %s::inet RETURNING 1",
+    _PORT: "DELETE FROM services_app_nodeportclaim WHERE service_id = %s AND port = %s::int RETURNING 1",
+}
+_CLAIMED = {
+    _ADDRESS: "SELECT 1 FROM services_app_clusteripclaim WHERE address = ({value})::inet",
+    _PORT: "SELECT 1 FROM services_app_nodeportclaim WHERE port = ({value})::int",
+}
+
+
+def claim(uid: UUID, old: Document | None, new: Document, cluster: ClusterSettings) -> None:
+    """Give `new` the addresses and ports it asks for or lacks, and fill them in.
+
+    old: the Service as stored, None on create; what it holds already is kept. Releases nothing.
+    Raises Invalid, naming every field whose value is taken and the range that is full.
+    """
+    errors = _claim_addresses(uid, old, new, cluster)
+    errors += _claim_ports(uid, old, new, cluster)
+    if errors:
+        raise Invalid(SERVICE, new["metadata"].get("name", ""), errors)
+
+
+def release(uid: UUID, old: Document, new: Document | None, cluster: ClusterSettings) -> None:
+    """Give back what `old` held and `new` does not; new None: everything, as when a Service goes."""
+    kept = set(allocation.cluster_ips_of(new))
+    for address in allocation.cluster_ips_of(old):
+        if address not in kept:
+            _release_one(_ADDRESS, uid, address, allocation.pool_of(address, cluster.service_cidrs))
+    ports = allocation.port_pool(cluster.node_port_range)
+    kept_ports = set(allocation.node_ports_of(new))
+    for port in allocation.node_ports_of(old):
+        if port not in kept_ports:
+            offset = ports.offset_of(port)
+            _release_one(_PORT, uid, str(port), None if offset is None else (ports, offset))
+
+
+def _claim_addresses(uid: UUID, old: Document | None, new: Document, cluster: ClusterSettings) -> list[FieldError]:
+    errors = []
+    held = set(allocation.cluster_ips_of(old))
+    for address in sorted(set(allocation.cluster_ips_of(new)) - held):
+        if not _claim_given(_ADDRESS, uid, address, allocation.pool_of(address, cluster.service_cidrs)):
+            detail = f"failed to allocate IP {address}: {TAKEN.format(what='IP')}"
+            errors.append(FieldError("Invalid", "spec.clusterIPs", allocation.cluster_ips_of(new), detail))
+    if errors:
+        return errors
+    spec = new["spec"]
+    for index, family in allocation.missing_families(new):
+        version = 6 if family == "IPv6" else 4
+        pools = [allocation.address_pool(cidr) for cidr in cluster.service_cidrs if cidr.version == version]
+        address_text = _claim_free(_ADDRESS, uid, pools)
+        if address_text is None:
+            ranges = ", ".join(pool.name for pool in pools)
+            detail = f"no free {family} address: every one of {ranges} is in use; delete a Service or widen the range"
+            errors.append(FieldError("Invalid", "spec.clusterIPs", spec.get("clusterIPs"), detail))
+            continue
+        addresses = list(spec.get("clusterIPs") or [])
+        addresses += [""] * (index + 1 - len(addresses))
+        addresses[index] = address_text
+        spec["clusterIPs"] = addresses
+    if spec.get("clusterIPs"):
+        spec["clusterIP"] = spec["clusterIPs"][0]
+    return errors
+
+
+def _claim_ports(uid: UUID, old: Document | None, new: Document, cluster: ClusterSettings) -> list[FieldError]:
+    errors = []
+    pool = allocation.port_pool(cluster.node_port_range)
+    held = set(allocation.node_ports_of(old))
+    ports = new["spec"].get("ports") or []
+    for number in sorted(set(allocation.node_ports_of(new)) - held):
+        offset = pool.offset_of(number)
+        if not _claim_given(_PORT, uid, str(number), None if offset is None else (pool, offset)):
+            field = next(
+                (f"spec.ports[{i}].nodePort" for i, port in enumerate(ports) if port.get("nodePort") == number),
+                "spec.healthCheckNodePort",
+            )
+            errors.append(FieldError("Invalid", field, number, TAKEN.format(what="port")))
+    if errors:
+        return errors
+    full = f"no free node port: every one of {pool.name.removeprefix('node-ports ')} is in use"
+    for index, twin in allocation.missing_node_ports(new):
+        shared = ports[twin].get("nodePort") if twin is not None else None
+        text = str(shared) if shared else _claim_free(_PORT, uid, [pool])
+        if text is None:
+            errors.append(FieldError("Invalid", f"spec.ports[{index}].nodePort", 0, full))
+        else:
+            ports[index]["nodePort"] = int(text)
+    if allocation.wants_health_check_port(new):
+        text = _claim_free(_PORT, uid, [pool])
+        if text is None:
+            errors.append(FieldError("Invalid", "spec.healthCheckNodePort", 0, full))
+        else:
+            new["spec"]["healthCheckNodePort"] = int(text)
+    return errors
+
+
+def _claim_given(what: str, uid: UUID, value: str, place: tuple[PoolRange, int] | None) -> bool:
+    """Whether the value is now the Service's; waits for a transaction that is about to take or release it."""
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIM_GIVEN[what], [value, uid])
+        if cursor.fetchone() is None:
+            return False
+        if place is not None:
+            cursor.execute("DELETE FROM services_app_freevalue WHERE pool = %s AND value = %s", [place[0].name, value])
+    return True
+
+
+def _claim_free(what: str, uid: UUID, pools: Sequence[PoolRange]) -> str | None:
+    """A free value, now the Service's; None when every pool is used up."""
+    with connection.cursor() as cursor:
+        for pool in pools:
+            may_have_more = True
+            while True:
+                cursor.execute(_CLAIM_FREE[what], [pool.name, uid])
+                value, claimed = cursor.fetchone()
+                if claimed:
+                    return value
+                if value is not None:
+                    continue  # it turned out to be claimed, and is off the list now
+                if not may_have_more:
+                    break
+                # Somebody else may have laid out the rest while we waited for the pool: then look once more.
+                may_have_more = _lay_out(what, pool)
+    return None
+
+
+def _lay_out(what: str, pool: PoolRange) -> bool:
+    """Whether the next stretch of the pool could be added to the list of free values."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO services_app_pool (name, next_offset) VALUES (%s, 0) ON CONFLICT DO NOTHING", [pool.name]
+        )
+        cursor.execute("SELECT next_offset FROM services_app_pool WHERE name = %s FOR UPDATE", [pool.name])
+        start = int(cursor.fetchone()[0])
+        if start >= pool.size:
+            return False
+        end = min(start + LAID_OUT_AT_ONCE, pool.size)
+        dynamic = pool.size - pool.static_size
+        offset_value = f"CASE WHEN o < {dynamic} THEN o + {pool.static_size} ELSE o - {dynamic} END"
+        value = f"{pool.first} + {offset_value}"
+        if what == _ADDRESS:
+            value = f"host((%(first)s::inet) + ({offset_value})::bigint)"
+        cursor.execute(
+            "INSERT INTO services_app_freevalue (pool, band, value)"
+            f" SELECT %(pool)s, CASE WHEN o < {dynamic} THEN 0 ELSE 1 END, ({value})::text"
+            f" FROM generate_series(%(start)s::bigint, %(end)s::bigint - 1) AS o"
+            f" WHERE NOT EXISTS ({_CLAIMED[what].format(value=value)}) ORDER BY o ON CONFLICT DO NOTHING",
+            {"pool": pool.name, "start": start, "end": end, "first": _first_address(pool)},
+        )
+        cursor.execute("UPDATE services_app_pool SET next_offset = %s WHERE name = %s", [end, pool.name])
+    return True
+
+
+def _first_address(pool: PoolRange) -> str | None:
+    if pool.version == 0:
+        return None
+    return str(IPv4Address(pool.first) if pool.version == 4 else IPv6Address(pool.first))
+
+
+def _release_one(what: str, uid: UUID, value: str, place: tuple[PoolRange, int] | None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_RELEASE[what], [uid, value])
+        if cursor.fetchone() is None or place is None:
+            return
+        pool, offset = place
+        # Beyond what is laid out the value comes up by itself later.
+        cursor.execute(
+            "INSERT INTO services_app_freevalue (pool, band, value) SELECT %s, %s, %s"
+            " WHERE EXISTS (SELECT 1 FROM services_app_pool WHERE name = %s AND next_offset > %s) ON CONFLICT DO NOTHING",
+            [pool.name, pool.band_at(offset), value, pool.name, offset],
+        )

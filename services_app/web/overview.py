@@ -1,0 +1,316 @@
+"""What the pages show, read from the tables with a constant number of queries. Never writes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.paginator import Page, Paginator
+from django.db.models import Count, Q, QuerySet
+
+from services_app.models import Change, ControlPlane, EndpointSlice, Namespace, Node, NodeAccess, Service
+from services_app.web.liveness import (
+    LIVE,
+    NOT_ENROLLED,
+    PENDING,
+    SEVERITY,
+    Holding,
+    Lag,
+    Liveness,
+    NodeReport,
+    holding_of,
+    liveness_of,
+    sort_nodes,
+)
+
+SERVICES_PER_PAGE = 50
+NODES_PER_PAGE = 10
+LAG_DEPTH = 1000  # "behind by 1,000+" beyond this
+
+
+@dataclass(frozen=True)
+class PortRow:
+    """One port of a Service, in Kubernetes' words."""
+
+    name: str
+    port: int
+    protocol: str
+    target: str  # a number or a name; empty when it is the port itself
+    node_port: int | None
+
+
+@dataclass(frozen=True)
+class EndpointRow:
+    """One endpoint: an address with the ports of its slice."""
+
+    address: str
+    ports: str  # "8080" or "8080, 9090"; empty when the slice has none
+    ready: bool
+    serving: bool
+    terminating: bool
+    node: str
+    target: str  # "Pod web-1"; empty when written by hand
+
+    @property
+    def state(self) -> str:
+        if self.ready:
+            return "Ready"
+        if self.terminating:
+            return "Terminating, serving" if self.serving else "Terminating"
+        return "Not ready"
+
+    @property
+    def socket(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address and self.ports else self.address
+        return f"{host}:{self.ports}" if self.ports else host
+
+
+@dataclass(frozen=True)
+class ServiceRow:
+    """One Service as a row of the table."""
+
+    namespace: str
+    name: str
+    type: str
+    cluster_ip: str  # an address, "None" for headless, the external name for ExternalName
+    external: Sequence[str]  # external IPs and load balancer addresses
+    ports: Sequence[PortRow]
+    endpoints: Sequence[EndpointRow]
+    has_selector: bool
+    programmed: bool | None
+    changed_revision: int
+    liveness: Liveness
+
+    @property
+    def ready(self) -> int:
+        return sum(1 for endpoint in self.endpoints if endpoint.ready)
+
+
+@dataclass(frozen=True)
+class NodesView:
+    """Every node, and how they are counted."""
+
+    reports: Sequence[NodeReport]  # sorted, the troubled first
+    counts: Sequence[tuple[str, int]]
+    lag: Lag
+    revision: int  # the newest of all
+
+    @property
+    def enrolled(self) -> Sequence[NodeReport]:
+        return [report for report in self.reports if report.enrolled]
+
+    @property
+    def live(self) -> int:
+        return sum(1 for report in self.reports if report.state == LIVE)
+
+
+def read_nodes() -> NodesView:
+    """All nodes with what they last reported. Four queries, whatever their number."""
+    revision = ControlPlane.objects.values_list("revision", flat=True).first() or 0
+    accesses = list(
+        NodeAccess.objects.select_related("sync").only(
+            "node", "address", "port", "user",
+            "sync__state", "sync__reason", "sync__message", "sync__applied_revision", "sync__rejected", "sync__problems",
+            "sync__agent_version", "sync__last_report_at", "sync__last_apply_ms",
+        )
+    )  # fmt: skip
+    addresses = dict(Node.objects.values_list("name", "address"))
+    newest = list(
+        Change.objects.filter(owner__isnull=False).order_by("-revision").values_list("revision", flat=True)[: LAG_DEPTH + 1]
+    )
+    lag = Lag(revisions=newest[:LAG_DEPTH][::-1], truncated=len(newest) > LAG_DEPTH)
+
+    reports = []
+    for access in accesses:
+        sync = getattr(access, "sync", None)
+        address = addresses.pop(access.node, None) or access.address
+        if sync is None:
+            reports.append(NodeReport(name=access.node, address=address, state=PENDING))
+            continue
+        reports.append(
+            NodeReport(
+                name=access.node,
+                address=address,
+                state=sync.state,
+                reason=sync.reason,
+                message=sync.message,
+                applied_revision=sync.applied_revision,
+                rejected=sync.rejected,
+                problems=sync.problems,
+                agent_version=sync.agent_version,
+                last_report_at=sync.last_report_at,
+                last_apply_ms=sync.last_apply_ms,
+                behind=lag.between(sync.applied_revision, lag.newest),
+            )
+        )
+    reports += [NodeReport(name=name, address=address or "", state=NOT_ENROLLED) for name, address in addresses.items()]
+    counts: dict[str, int] = {}
+    for report in reports:
+        counts[report.status] = counts.get(report.status, 0) + 1
+    return NodesView(
+        reports=sort_nodes(reports),
+        counts=tuple((status, counts[status]) for status in SEVERITY if status in counts),
+        lag=lag,
+        revision=revision,
+    )
+
+
+@dataclass(frozen=True)
+class ServiceFilter:
+    """What the user asked to see; every field may be empty."""
+
+    namespace: str = ""
+    text: str = ""
+    state: str = ""  # "" or "not-programmed"
+
+    def __bool__(self) -> bool:
+        return bool(self.namespace or self.text or self.state)
+
+    def queryset(self) -> QuerySet[Service]:
+        services = Service.objects.order_by("namespace", "name")
+        if self.namespace:
+            services = services.filter(namespace=self.namespace)
+        for word in self.text.split():
+            services = services.filter(
+                Q(name__icontains=word) | Q(namespace__icontains=word) | Q(cluster_ip__startswith=word) | Q(type__iexact=word)
+            )
+        if self.state == "not-programmed":
+            services = services.filter(~Q(programmed=True) | Q(programmed__isnull=True))
+        return services
+
+
+@dataclass(frozen=True)
+class ServicesView:
+    """One page of Services."""
+
+    page: "Page[Service]"
+    rows: Sequence[ServiceRow]
+    namespaces: Sequence[str]
+
+
+def count_services() -> tuple[int, int]:
+    """(all Services, those with Programmed = True)."""
+    counts = Service.objects.aggregate(total=Count("pk"), programmed=Count("pk", filter=Q(programmed=True)))
+    return counts["total"], counts["programmed"]
+
+
+def read_services(wanted: ServiceFilter, page_number: object, nodes: NodesView) -> ServicesView:
+    """One page of the Services that match. Four queries; only this page's documents are decoded."""
+    paginator = Paginator(wanted.queryset(), SERVICES_PER_PAGE)
+    page = paginator.get_page(page_number)
+    services = list(page.object_list)
+    slices = _slices_of(services)
+    enrolled = nodes.enrolled
+    rows = [_row(service, slices.get((service.namespace, service.name), []), enrolled, nodes.lag) for service in services]
+    namespaces = list(Namespace.objects.order_by("name").values_list("name", flat=True)[:1000])
+    if wanted.namespace and wanted.namespace not in namespaces:
+        namespaces.append(wanted.namespace)
+    return ServicesView(page=page, rows=rows, namespaces=namespaces)
+
+
+@dataclass(frozen=True)
+class ServiceView:
+    """One Service with all its endpoints and every node."""
+
+    row: ServiceRow
+    holdings: Sequence[Holding]
+    conditions: Sequence[dict[str, Any]]
+    created_at: Any
+    revision: int
+    document: str  # indented JSON
+
+
+def read_service(namespace: str, name: str, nodes: NodesView) -> ServiceView | None:
+    """One Service in full, None when there is no such Service. Two queries."""
+    service = Service.objects.filter(namespace=namespace, name=name).first()
+    if service is None:
+        return None
+    enrolled = nodes.enrolled
+    row = _row(service, _slices_of([service]).get((namespace, name), []), enrolled, nodes.lag)
+    holdings = [holding_of(f"{namespace}/{name}", service.changed_revision, node, nodes.lag) for node in enrolled]
+    holdings.sort(key=lambda holding: (SEVERITY.index(holding.status), holding.node.name))
+    document = json.loads(service.document)
+    return ServiceView(
+        row=row,
+        holdings=holdings,
+        conditions=document.get("status", {}).get("conditions") or [],
+        created_at=service.created_at,
+        revision=service.revision,
+        document=json.dumps(document, indent=2, ensure_ascii=False),
+    )
+
+
+def _slices_of(services: Sequence[Service]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(namespace, name) -> the Service's EndpointSlices, decoded. One query, by the index on namespace and service name."""
+    if not services:
+        return {}
+    names_by_namespace: dict[str, list[str]] = {}
+    for service in services:
+        names_by_namespace.setdefault(service.namespace, []).append(service.name)
+    wanted = Q()
+    for namespace, names in names_by_namespace.items():
+        wanted |= Q(namespace=namespace, service_name__in=names)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows = EndpointSlice.objects.filter(wanted).order_by("namespace", "name")
+    for namespace, name, document in rows.values_list("namespace", "service_name", "document"):
+        found.setdefault((namespace, name), []).append(json.loads(document))
+    return found
+
+
+def _row(service: Service, slices: list[dict[str, Any]], enrolled: Sequence[NodeReport], lag: Lag) -> ServiceRow:
+    document = json.loads(service.document)
+    spec = document.get("spec", {})
+    balancer = document.get("status", {}).get("loadBalancer", {}).get("ingress") or []
+    if service.type == "ExternalName":
+        address = spec.get("externalName", "")
+    else:
+        address = service.cluster_ip or spec.get("clusterIP", "")
+    return ServiceRow(
+        namespace=service.namespace,
+        name=service.name,
+        type=service.type,
+        cluster_ip=address,
+        external=[*(spec.get("externalIPs") or []), *(entry.get("ip") or entry.get("hostname") or "" for entry in balancer)],
+        ports=[_port(port) for port in spec.get("ports") or []],
+        endpoints=_endpoints(slices, "IPv6" if ":" in (service.cluster_ip or "") else "IPv4"),
+        has_selector=bool(service.selector),
+        programmed=service.programmed,
+        changed_revision=service.changed_revision,
+        liveness=liveness_of(f"{service.namespace}/{service.name}", service.changed_revision, enrolled, lag),
+    )
+
+
+def _port(port: dict[str, Any]) -> PortRow:
+    target = port.get("targetPort")
+    return PortRow(
+        name=port.get("name", ""),
+        port=port["port"],
+        protocol=port.get("protocol", "TCP"),
+        target="" if target in (None, port["port"]) else str(target),
+        node_port=port.get("nodePort"),
+    )
+
+
+def _endpoints(slices: list[dict[str, Any]], family: str) -> list[EndpointRow]:
+    """The endpoints of the Service's first address family, so that dual stack does not count a pod twice."""
+    same_family = [item for item in slices if item.get("addressType") == family]
+    rows = []
+    for item in same_family or slices:
+        ports = ", ".join(str(port["port"]) for port in item.get("ports") or [] if port.get("port") is not None)
+        for endpoint in item.get("endpoints") or []:
+            conditions = endpoint.get("conditions") or {}
+            target = endpoint.get("targetRef") or {}
+            ready = conditions.get("ready") is not False
+            serving = conditions.get("serving")
+            rows.append(
+                EndpointRow(
+                    address=next(iter(endpoint.get("addresses") or []), ""),
+                    ports=ports,
+                    ready=ready,
+                    serving=ready if serving is None else serving,
+                    terminating=bool(conditions.get("terminating")),
+                    node=endpoint.get("nodeName") or "",
+                    target=f"{target.get('kind', '')} {target.get('name', '')}".strip(),
+                )
+            )
+    return rows

@@ -1,0 +1,146 @@
+"""The pages. Each view reads once and renders either the whole page or, for htmx, the fragment that is asked for."""
+
+from collections.abc import AsyncIterator, Callable
+from functools import wraps
+from typing import Any
+from urllib.parse import urlencode
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.views import LoginView, LogoutView, redirect_to_login
+from django.core.paginator import Paginator
+from django.db import connections
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import render
+from django.urls import reverse, reverse_lazy
+from django.utils.decorators import method_decorator
+from django.views.decorators.http import require_safe
+from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.middleware import HtmxDetails
+
+from services_app.web.live import event_stream
+from services_app.web.overview import (
+    NODES_PER_PAGE,
+    NodesView,
+    ServiceFilter,
+    count_services,
+    read_nodes,
+    read_service,
+    read_services,
+)
+
+# Nothing is loaded from elsewhere and nothing is written inline; data: images are the kit's small icons.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+View = Callable[..., HttpResponse]
+
+
+def guarded(view: View) -> View:
+    """The view with the headers every page of the dashboard has."""
+
+    @wraps(view)
+    def with_headers(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response = view(request, *args, **kwargs)
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+        # A page and its fragments share URLs, and a page kept by the browser would show old state after "back".
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["Vary"] = "Cookie, HX-Request, HX-Target"
+        return response
+
+    return with_headers
+
+
+def page(view: View) -> View:
+    """A page for logged-in users; a fragment asked for without a login sends the whole page to the login form."""
+
+    @wraps(view)
+    def for_users(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if request.user.is_authenticated:
+            return view(request, *args, **kwargs)
+        htmx = HtmxDetails(request)
+        if htmx:
+            back = htmx.current_url_abs_path or reverse("web:overview")
+            return HttpResponseClientRedirect(f"{reverse('web:login')}?{urlencode({'next': back})}")
+        return redirect_to_login(request.get_full_path(), login_url=reverse("web:login"))
+
+    return require_safe(guarded(for_users))
+
+
+@page
+def overview(request: HttpRequest) -> HttpResponse:
+    """Services and nodes: the page a user sees first."""
+    target = HtmxDetails(request).target
+    nodes = read_nodes()
+    context: dict[str, Any] = {"nodes": nodes}
+    if target != "services":
+        context |= _nodes_context(request, nodes)
+        context["services_total"], context["services_programmed"] = count_services()
+    if target == "nodes":
+        return render(request, "web/_nodes.html", context)
+    context |= _services_context(request, nodes)
+    return render(request, "web/_services.html" if target == "services" else "web/overview.html", context)
+
+
+def _services_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
+    wanted = ServiceFilter(
+        namespace=request.GET.get("namespace", ""), text=request.GET.get("q", ""), state=request.GET.get("state", "")
+    )
+    return {"wanted": wanted, "services": read_services(wanted, request.GET.get("page"), nodes)}
+
+
+def _nodes_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
+    return {"nodes_page": Paginator(nodes.reports, NODES_PER_PAGE).get_page(request.GET.get("nodes_page"))}
+
+
+@page
+def service(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
+    """One Service: its ports, all endpoints, every node."""
+    nodes = read_nodes()
+    found = read_service(namespace, name, nodes)
+    context = {"service": found, "nodes": nodes, "namespace": namespace, "name": name}
+    if HtmxDetails(request).target == "service":
+        return render(request, "web/_service.html", context)  # says so when the Service is gone
+    if found is None:
+        raise Http404(f"there is no Service {namespace}/{name}")
+    return render(request, "web/service.html", context)
+
+
+async def events(request: HttpRequest) -> StreamingHttpResponse:
+    """The stream of server-sent events that keeps pages live; sends `signed-out` and ends without a login."""
+    user = await request.auser()
+    # The stream lasts for minutes: without this it would keep the connection that looked up the session from the pool.
+    await sync_to_async(_release_connections)()
+    stream = event_stream() if user.is_authenticated else _signed_out()
+    return StreamingHttpResponse(
+        stream,
+        content_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _signed_out() -> AsyncIterator[bytes]:
+    yield b"event: signed-out\ndata:\n\n"
+
+
+def _release_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
+
+
+@method_decorator(guarded, name="dispatch")
+class Login(LoginView):
+    """The login form."""
+
+    template_name = "web/login.html"
+    next_page = reverse_lazy("web:overview")
+    redirect_authenticated_user = True
+
+
+@method_decorator(guarded, name="dispatch")
+class Logout(LogoutView):
+    """Ends the session (POST) and shows the login form."""
+
+    next_page = reverse_lazy("web:login")

@@ -1,0 +1,18 @@
+"""Options and rules of the whole suite; the servers it runs on are tests/servers.py."""
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite golden files; read the diff afterwards")
+
+
+def pytest_collection_modifyitems(items):
+    if os.geteuid() == 0:
+        return
+    skip = pytest.mark.skip(reason="makes network namespaces, which needs root")
+    for item in items:
+        if item.get_closest_marker("netns"):
+            item.add_marker(skip)

@@ -1,0 +1,21 @@
+"""One whole Timonel for the tests of this folder that need it: control plane, three nodes, everything real."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services_app.lab.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    directory = Path(tempfile.mkdtemp(prefix="timonel-cluster-"))
+    directory.chmod(0o755)  # PostgreSQL's own user has to pass
+    try:
+        with Cluster(directory, durable=False) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,102 @@
+"""Routes and names of a Service."""
+
+import pytest
+
+from services_app.plan import routing
+from services_app.plan.routing import Backend, Record
+
+
+def a_service(**spec):
+    ports = spec.pop("ports", [{"name": "http", "port": 80, "protocol": "TCP"}])
+    return {
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"type": "ClusterIP", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ports": ports, **spec},
+    }
+
+
+def a_slice(*endpoints, port=8080, name="http"):
+    return {
+        "addressType": "IPv4",
+        "ports": [{"name": name, "port": port, "protocol": "TCP"}],
+        "endpoints": [
+            {"addresses": [ip], "nodeName": node, "conditions": conditions} for ip, node, conditions in endpoints
+        ],
+    }
+
+
+READY = {"ready": True, "serving": True, "terminating": False}
+UNREADY = {"ready": False, "serving": False, "terminating": False}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+GROUPS = {"TCP/80": 7}
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "chosen"),
+    [
+        ([("10.0.0.1", "a", READY), ("10.0.0.2", "b", UNREADY)], ["10.0.0.1"]),
+        ([("10.0.0.1", "a", READY), ("10.0.0.2", "b", DRAINING)], ["10.0.0.1"]),
+        ([("10.0.0.1", "a", UNREADY), ("10.0.0.2", "b", DRAINING)], ["10.0.0.2"]),
+        ([("10.0.0.1", "a", UNREADY)], []),
+        ([("10.0.0.2", "a", {}), ("10.0.0.1", "a", {})], ["10.0.0.1", "10.0.0.2"]),
+        ([("10.0.0.1", "a", READY), ("10.0.0.1", "", READY)], ["10.0.0.1"]),
+    ],
+    ids=["only ready", "ready before draining", "draining when none is ready", "none", "unknown is ready", "once each"],
+)
+def test_backends_of_a_route(endpoints, chosen):
+    (route,) = routing.plan_routes(a_service(), [a_slice(*endpoints)], GROUPS)
+    assert [b.address for b in route.backends] == chosen
+
+
+def test_two_numbers_behind_one_port_name_are_both_reached():
+    slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.2", "a", READY), port=9090)]
+    (route,) = routing.plan_routes(a_service(), slices, GROUPS)
+    assert route.backends == (Backend("10.0.0.1", 8080, "a"), Backend("10.0.0.2", 9090, "a"))
+
+
+def test_two_pods_may_share_their_nodes_address():
+    slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.1", "a", READY), port=9090)]
+    (route,) = routing.plan_routes(a_service(), slices, GROUPS)
+    assert [(b.address, b.port) for b in route.backends] == [("10.0.0.1", 8080), ("10.0.0.1", 9090)]
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        a_service(clusterIP="None", clusterIPs=["None"]),
+        a_service(type="ExternalName", externalName="a.example.org"),
+        {**a_service(), "metadata": {"name": "w", "namespace": "d", "labels": {routing.SERVICE_PROXY_NAME: "mine"}}},
+    ],
+    ids=["headless", "external name", "another proxy's"],
+)
+def test_services_that_are_not_ours_to_route(service):
+    assert routing.plan_routes(service, [], GROUPS) == ()
+
+
+def test_names_of_a_service_with_an_address():
+    assert routing.plan_records(a_service(), [], "cluster.local") == [
+        Record("9.0.96.10.in-addr.arpa.", "PTR", "web.shop.svc.cluster.local."),
+        Record("_http._tcp.web.shop.svc.cluster.local.", "SRV", "0 100 80 web.shop.svc.cluster.local."),
+        Record("web.shop.svc.cluster.local.", "A", "10.96.0.9"),
+    ]
+
+
+def test_an_unnamed_port_has_no_srv_record():
+    records = routing.plan_records(a_service(ports=[{"port": 80, "protocol": "TCP"}]), [], "cluster.local")
+    assert {r.type for r in records} == {"A", "PTR"}
+
+
+def test_names_of_a_headless_service_lead_to_its_endpoints():
+    service = a_service(clusterIP="None", clusterIPs=["None"])
+    slices = [a_slice(("10.0.0.1", "a", READY), ("10.0.0.2", "b", UNREADY))]
+    assert routing.plan_records(service, slices, "cluster.local") == [
+        Record("10-0-0-1.web.shop.svc.cluster.local.", "A", "10.0.0.1"),
+        Record("_http._tcp.web.shop.svc.cluster.local.", "SRV", "0 100 8080 10-0-0-1.web.shop.svc.cluster.local."),
+        Record("web.shop.svc.cluster.local.", "A", "10.0.0.1"),
+    ]
+
+
+def test_an_external_name_is_a_cname():
+    service = a_service(type="ExternalName", externalName="db.example.org")
+    assert routing.plan_records(service, [], "cluster.local") == [
+        Record("web.shop.svc.cluster.local.", "CNAME", "db.example.org.")
+    ]

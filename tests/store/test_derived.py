@@ -1,0 +1,134 @@
+"""Endpoints are never behind: they change in the transaction that changes their cause."""
+
+import threading
+
+import pytest
+from django.db import connection
+
+from services_app import changes
+from services_app.models import Change, EndpointGroup
+from services_app.spec import kinds
+from services_app.spec.errors import NotFound
+
+
+def test_pods_become_endpoints_and_stop_being_it(world):
+    world.node()
+    world.service(selector={"app": "x"})
+    assert world.endpoints() == []
+    world.pod("p1", ip="10.1.0.1", app="x")
+    world.pod("p2", ip="10.1.0.2", app="y")
+    assert world.endpoints() == [("10.1.0.1", 80)]
+    world.pod_status("p1", ready=False)
+    assert world.endpoints() == []
+    world.pod_status("p1", ready=True)
+    world.delete(kinds.POD, "p1")
+    assert world.endpoints() == []
+    world.delete(kinds.POD, "p1", grace_period_s=0)
+    assert [s["endpoints"] for s in world.slices()] == [None]
+
+
+def test_a_label_change_moves_a_pod_between_services(world):
+    world.node()
+    world.service("a", selector={"app": "a"})
+    world.service("b", selector={"app": "b"})
+    world.pod("p1", ip="10.1.0.1", app="a")
+
+    def relabel(pod):
+        pod["metadata"]["labels"] = {"app": "b"}
+        return pod
+
+    world.update(kinds.POD, "p1", relabel)
+    assert (world.endpoints("a"), world.endpoints("b")) == ([], [("10.1.0.1", 80)])
+
+
+def test_named_target_ports_differ_per_pod(world):
+    world.node()
+    world.service(selector={"app": "x"}, ports=[{"port": 80, "targetPort": "web"}])
+    world.pod("p1", ip="10.1.0.1", app="x", ports=[{"name": "web", "containerPort": 8080}])
+    world.pod("p2", ip="10.1.0.2", app="x", ports=[{"name": "web", "containerPort": 9090}])
+    assert world.endpoints() == [("10.1.0.1", 8080), ("10.1.0.2", 9090)]
+
+
+def test_a_node_that_comes_later_completes_its_pods(world):
+    world.service(selector={"app": "x"})
+    world.pod("p1", ip="10.1.0.1", app="x", node="late")
+    assert world.endpoints() == []
+    world.node("late")
+    assert world.endpoints() == [("10.1.0.1", 80)]
+
+
+def test_what_someone_does_to_a_derived_slice_is_mended(world):
+    world.node()
+    world.service(selector={"app": "x"})
+    world.pod("p1", ip="10.1.0.1", app="x")
+    world.delete(kinds.ENDPOINT_SLICE, world.slices()[0]["metadata"]["name"])
+    world.delete(kinds.ENDPOINTS, "web")
+    assert world.endpoints() == [("10.1.0.1", 80)]
+    assert world.get(kinds.ENDPOINTS, "web")["subsets"][0]["addresses"][0]["ip"] == "10.1.0.1"
+
+
+def test_a_service_without_selector_has_no_endpoints_of_its_own(world):
+    world.service()
+    assert world.slices() == []
+    with pytest.raises(NotFound):
+        world.get(kinds.ENDPOINTS, "web")
+
+
+def test_a_heartbeat_of_a_pod_touches_nothing_else(world):
+    world.node()
+    world.service(selector={"app": "x"})
+    world.pod("p1", ip="10.1.0.1", app="x")
+    before = changes.head()
+    world.update(
+        kinds.POD, "p1", lambda pod: {**pod, "status": {**pod["status"], "message": "busy"}}, subresource="status"
+    )
+    assert [row.kind for row in changes.read_after(before)] == ["pods"]
+
+
+def test_each_port_keeps_its_group_while_it_is_there(world):
+    world.service(ports=[{"name": "a", "port": 80}, {"name": "b", "port": 81}])
+    before = dict(EndpointGroup.objects.values_list("port", "id"))
+    world.patch_spec("web", ports=[{"name": "b", "port": 81}, {"name": "c", "port": 82}])
+    after = dict(EndpointGroup.objects.values_list("port", "id"))
+    assert after["TCP/81"] == before["TCP/81"] and set(after) == {"TCP/81", "TCP/82"}
+
+
+def test_owners_tell_whom_nodes_must_hear_about(world):
+    world.node()
+    world.service(selector={"app": "x"})
+    before = changes.head()
+    world.pod("p1", ip="10.1.0.1", app="x")
+    assert changes.owners_changed(before) == {"shop/web"}
+    before = changes.head()
+    world.update(
+        kinds.SERVICE, "web", lambda s: {**s, "status": {"loadBalancer": {}, "conditions": []}}, subresource="status"
+    )
+    assert changes.owners_changed(before) == set()
+
+
+def test_a_service_and_a_pod_created_at_the_same_moment_do_not_miss_each_other(committed_world):
+    """The race of two writers: without one order of writes each reads before the other commits (lost in READ COMMITTED)."""
+    world = committed_world
+    world.node()
+    for round_ in range(15):
+        name = f"web{round_}"
+        barrier = threading.Barrier(2)
+
+        def make_service(name=name, barrier=barrier):
+            barrier.wait()
+            world.service(name, selector={"app": name})
+            connection.close()
+
+        def make_pod(name=name, barrier=barrier, round_=round_):
+            barrier.wait()
+            world.pod(name, ip=f"10.1.0.{round_ + 1}", app=name)
+            connection.close()
+
+        threads = [threading.Thread(target=make_service), threading.Thread(target=make_pod)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert world.endpoints(name) == [(f"10.1.0.{round_ + 1}", 80)], f"round {round_}"
+    revisions = [*Change.objects.order_by("revision").values_list("revision", flat=True)]
+    assert revisions == [*range(1, len(revisions) + 1)]
