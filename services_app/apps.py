@@ -11,7 +11,7 @@ class TimonelConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from services_app import changes
+        from services_app import celery, changes  # noqa: F401 - tasks are sent to the broker of this application
         from services_app.push import wake
 
         changes.wake_pushers[:] = [wake.request_wake]

@@ -8,4 +8,5 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "services_app.settings")
 
 app = Celery("timonel")
 app.config_from_object("django.conf:settings", namespace="CELERY")
+app.set_default()  # for every thread: a request's thread may be the first to send a task
 app.autodiscover_tasks(["services_app.push"])

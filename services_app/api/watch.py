@@ -268,7 +268,8 @@ class _Speller:
         kind = self.request.kind
         document = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}
         if self.request.accepted.as_kind == "Table":
-            document = tables.bookmark(kind, document, version=self.request.accepted.version)
+            columns, self._told_columns = not self._told_columns, True
+            document = tables.bookmark(kind, document, version=self.request.accepted.version, with_columns=columns)
         elif self.request.accepted.as_kind:
             document = tables.partial(document, version=self.request.accepted.version)
         line = json.dumps({"type": "BOOKMARK", "object": document}, separators=(",", ":"))
@@ -283,7 +284,7 @@ class _Speller:
                 now=datetime.now(UTC),
                 version=accepted.version,
                 with_columns=not self._told_columns,
-                revision=document["metadata"]["resourceVersion"],
+                metadata={"resourceVersion": document["metadata"]["resourceVersion"]},
             )
             self._told_columns = True
             return table

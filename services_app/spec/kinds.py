@@ -38,7 +38,7 @@ NAMESPACE = Kind(
     singular="namespace",
     short_names=("ns",),
     namespaced=False,
-    subresources=("finalize", "status"),
+    subresources=("status",),
     verbs=tuple(verb for verb in VERBS if verb != "deletecollection"),
 )
 SERVICE = Kind(
@@ -64,7 +64,7 @@ POD = Kind(
     plural="pods",
     singular="pod",
     short_names=("po",),
-    subresources=("binding", "status"),
+    subresources=("status",),
     categories=("all",),
 )
 NODE = Kind(

@@ -7,18 +7,55 @@ where the JSON patch library of Kubernetes is laxer than the RFC (replacing what
 """
 
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 from services_app.spec import schema
-from services_app.spec.errors import ApiError, BadRequest, FieldError, InternalError, Invalid, RequestTooLarge
+from services_app.spec.errors import (
+    ApiError,
+    BadRequest,
+    FieldError,
+    InternalError,
+    Invalid,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from services_app.spec.kinds import Kind
-from services_app.spec.wire import Document, shaped
+from services_app.spec.wire import JSON, Document, parse, shaped
 
 MAX_OPERATIONS = 10000
 
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
+MEDIA_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH)
+
 DIRECTIVE, RETAIN_KEYS = "$patch", "$retainKeys"
 SET_ORDER, DELETE_FROM_LIST = "$setElementOrder/", "$deleteFromPrimitiveList/"
+
+
+def reader(content_type: str, kind: Kind, body: bytes) -> Callable[[Document], Any]:
+    """What a patch in a body does: a function from a document to the patched value.
+
+    The patch is read at once, so that it can be applied again to a newer document. Raises UnsupportedMediaType and
+    BadRequest; the function raises what json_patch, merge_patch and strategic_merge_patch raise.
+    """
+    media = content_type.split(";")[0].strip().lower()
+    if media not in MEDIA_TYPES:
+        raise UnsupportedMediaType(
+            "the body of the request was in an unknown format - accepted media types include: " + ", ".join(MEDIA_TYPES)
+        )
+    patch = parse(body, JSON)
+    if media == JSON_PATCH:
+        if not isinstance(patch, list):
+            raise _no_patch("jsonpatch.Patch")
+        return lambda document: json_patch(document, patch)
+    if not isinstance(patch, dict):
+        raise _no_patch("map[string]interface {}")
+    if media == MERGE_PATCH:
+        return lambda document: merge_patch(document, patch)
+    return lambda document: strategic_merge_patch(kind, document, patch)
 
 
 def typed(kind: Kind, patched: Any, *, strict: bool = False) -> tuple[Document, list[str]]:
@@ -35,6 +72,10 @@ def typed(kind: Kind, patched: Any, *, strict: bool = False) -> tuple[Document, 
     return document, warnings
 
 
+def _no_patch(go_type: str) -> BadRequest:
+    return BadRequest(f"error decoding patch: json: cannot unmarshal into Go value of type {go_type}")
+
+
 def _unreadable(message: str) -> Invalid:
     error = FieldError("Invalid", "patch", "", message)
     return Invalid(None, "", [error], message=f' "" is invalid: {error}')
@@ -46,7 +87,7 @@ def _unreadable(message: str) -> Invalid:
 def json_patch(document: Document, operations: Any) -> Any:
     """The document after all operations. Raises BadRequest for no patch at all, Invalid when one does not apply."""
     if not isinstance(operations, list) or not all(isinstance(operation, dict) for operation in operations):
-        raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type jsonpatch.Patch")
+        raise _no_patch("jsonpatch.Patch")
     if len(operations) > MAX_OPERATIONS:
         raise RequestTooLarge(
             f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(operations)}"
@@ -170,7 +211,7 @@ def _remove(document: Any, path: list[str]) -> tuple[Any, Any]:
 def merge_patch(document: Document, patch: Any) -> Document:
     """Maps are merged, null removes, all else replaces. Raises BadRequest when the patch is no object."""
     if not isinstance(patch, dict):
-        raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
+        raise _no_patch("map[string]interface {}")
     merged: Document = _merged(document, patch)
     return merged
 
@@ -196,7 +237,7 @@ def strategic_merge_patch(kind: Kind, document: Document, patch: Any) -> Documen
     Raises BadRequest when the patch is no object, InternalError for an element without its merge key (as Kubernetes).
     """
     if not isinstance(patch, dict):
-        raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
+        raise _no_patch("map[string]interface {}")
     return _merge_struct(deepcopy(document), deepcopy(patch), schema.root(kind))
 
 
@@ -233,14 +274,12 @@ def _merge_struct(original: Document, patch: Document, type_name: str) -> Docume
         inner = field.type if field else type_name[2:] if type_name.startswith("{}") else ""
         present = original.get(key)
         order = orders.pop(key, None)
-        if present is None or type(present) is not type(change):
-            original[key] = _without_directives(change)
-        elif isinstance(change, dict):
+        if isinstance(present, dict) and isinstance(change, dict):
             original[key] = _merge_struct(present, change, inner)
-        elif isinstance(change, list):
+        elif isinstance(present, list) and isinstance(change, list):
             original[key] = _merge_list(present, change, field, order)
         else:
-            original[key] = change
+            original[key] = _without_directives(change)
     for key, order in orders.items():
         if isinstance(original.get(key), list):
             original[key] = _merge_list(original[key], [], _field(type_name, key), order)

@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.views import LoginView, LogoutView, redirect_to_login
 from django.core.paginator import Paginator
 from django.db import connections
-from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import reverse, reverse_lazy
 from django.utils.decorators import method_decorator
@@ -103,8 +103,14 @@ def service(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     if HtmxDetails(request).target == "service":
         return render(request, "web/_service.html", context)  # says so when the Service is gone
     if found is None:
-        raise Http404(f"there is no Service {namespace}/{name}")
+        return render(request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404)
     return render(request, "web/service.html", context)
+
+
+@guarded
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """The page for a path that nothing answers; Django calls it."""
+    return render(request, "404.html", status=404)
 
 
 async def events(request: HttpRequest) -> StreamingHttpResponse:

@@ -1,0 +1,374 @@
+"""The API described in OpenAPI 3 and 2: what clients check fields and compute patches with.
+
+Made from the tables of `schema`, so that nothing is described that is not served. Version 2 exists as JSON and as the
+protobuf message that kubectl asks for (gnostic's openapi.v2.Document, OpenAPIv2.proto of google/gnostic).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from services_app.spec import schema
+from services_app.spec.kinds import KINDS, Kind
+
+Document = dict[str, Any]
+
+_META = frozenset(
+    {"Condition", "DeleteOptions", "LabelSelector", "LabelSelectorRequirement", "ListMeta", "ManagedFieldsEntry"}
+    | {"ObjectMeta", "OwnerReference", "Preconditions", "ShardInfo", "Status", "StatusCause", "StatusDetails"}
+)
+_DISCOVERY = frozenset({"DiscoveryEndpointPort", "EndpointSlice", "Endpoint", "EndpointConditions", "EndpointHints"})
+_SCALARS: dict[str, Document] = {
+    "string": {"type": "string"},
+    "int32": {"type": "integer", "format": "int32"},
+    "int64": {"type": "integer", "format": "int64"},
+    "bool": {"type": "boolean"},
+    "float": {"type": "number", "format": "double"},
+    "time": {"type": "string", "format": "date-time"},
+    "microtime": {"type": "string", "format": "date-time"},
+    "quantity": {"type": "string"},
+    "any": {"type": "object"},
+}
+_PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json")
+_WRITE_PARAMETERS = ("dryRun", "fieldManager", "fieldValidation", "pretty")
+_LIST_PARAMETERS = ("continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "watch")
+
+
+def definition_name(type_name: str) -> str:
+    """The name of a type in both documents, as Kubernetes has it."""
+    if type_name in _META:
+        return f"io.k8s.apimachinery.pkg.apis.meta.v1.{type_name}"
+    if type_name in _DISCOVERY:
+        return f"io.k8s.api.discovery.v1.{type_name.removeprefix('Discovery')}"
+    return f"io.k8s.api.core.v1.{type_name}"
+
+
+# --- schemas
+
+
+def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
+    """Every type that the kinds use, and their lists."""
+    made: Document = {}
+    waiting = [schema.root(kind) for kind in kinds] + ["ListMeta"]
+    while waiting:
+        type_name = waiting.pop()
+        name = definition_name(type_name)
+        if name in made:
+            continue
+        made[name] = _schema(type_name, version)
+        waiting += [
+            field.element for field in schema.fields(type_name).values() if field.element not in schema.SCALARS
+        ]
+    for kind in kinds:
+        marks = {"group": kind.group, "kind": kind.kind, "version": kind.version}
+        definition = made[definition_name(schema.root(kind))]
+        definition["x-kubernetes-group-version-kind"] = [marks]
+        definition["properties"] = {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            **definition["properties"],
+        }
+        made[definition_name(schema.root(kind)) + "List"] = {
+            "type": "object",
+            "required": ["items"],
+            "properties": {
+                "apiVersion": {"type": "string"},
+                "kind": {"type": "string"},
+                "metadata": _reference("ListMeta", version),
+                "items": {"type": "array", "items": _reference(schema.root(kind), version)},
+            },
+            "x-kubernetes-group-version-kind": [{**marks, "kind": kind.list_kind}],
+        }
+    return dict(sorted(made.items()))
+
+
+def _schema(type_name: str, version: int) -> Document:
+    made: Document = {"type": "object", "properties": {}}
+    for field in schema.fields(type_name).values():
+        made["properties"][field.name] = _property(field, version)
+    if required := [field.name for field in schema.fields(type_name).values() if field.required]:
+        made["required"] = required
+    return made
+
+
+def _property(field: schema.Field, version: int) -> Document:
+    if field.is_list:
+        made: Document = {"type": "array", "items": _type(field.element, version)}
+        if field.merge_keys:
+            made["x-kubernetes-list-map-keys"] = list(field.merge_keys)
+            made["x-kubernetes-list-type"] = "map"
+            made["x-kubernetes-patch-merge-key"] = field.merge_keys[0]
+            made["x-kubernetes-patch-strategy"] = "merge,retainKeys" if field.retains_keys else "merge"
+        elif field.merges:
+            made["x-kubernetes-list-type"] = "set"
+            made["x-kubernetes-patch-strategy"] = "merge"
+        else:
+            made["x-kubernetes-list-type"] = "atomic"
+        return made
+    if field.is_map:
+        return {"type": "object", "additionalProperties": _type(field.element, version)}
+    return _type(field.type, version)
+
+
+def _type(type_name: str, version: int) -> Document:
+    if type_name == "intstr":
+        if version == 3:
+            return {"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}
+        return {"type": "string", "format": "int-or-string"}
+    if type_name in _SCALARS:
+        return dict(_SCALARS[type_name])
+    return _reference(type_name, version)
+
+
+def _reference(type_name: str, version: int) -> Document:
+    if version == 2:
+        return {"$ref": f"#/definitions/{definition_name(type_name)}"}
+    # Beside $ref nothing else counts: Kubernetes wraps it, and clients expect so.
+    return {"allOf": [{"$ref": f"#/components/schemas/{definition_name(type_name)}"}], "default": {}}
+
+
+# --- paths
+
+
+def _paths(kinds: tuple[Kind, ...]) -> Iterator[tuple[str, Kind, dict[str, str]]]:
+    """Path, kind, and HTTP method -> what is done there."""
+    for kind in kinds:
+        root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
+        own = f"{root}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{root}/{kind.plural}"
+        if kind.namespaced:
+            yield f"{root}/{kind.plural}", kind, {"get": "list"}
+        collection = {"get": "list", "post": "post"}
+        if "deletecollection" in kind.verbs:
+            collection["delete"] = "deletecollection"
+        yield own, kind, collection
+        yield f"{own}/{{name}}", kind, {"get": "get", "put": "put", "patch": "patch", "delete": "delete"}
+        if "status" in kind.subresources:
+            yield f"{own}/{{name}}/status", kind, {"get": "get", "put": "put", "patch": "patch"}
+
+
+def _operation_id(verb: str, path: str, kind: Kind) -> str:
+    words = "".join(word.capitalize() for word in kind.group.split(".")[:1]) or "Core"
+    scope = "Namespaced" if "{namespace}" in path else ("ForAllNamespaces" if kind.namespaced else "")
+    tail = "Status" if path.endswith("/status") else ""
+    return f"{verb}{words}{kind.version.capitalize()}{scope}{kind.kind}{tail}"
+
+
+@cache
+def v3_document(root: str) -> str:
+    """The OpenAPI 3 document of "api/v1" or "apis/<group>/<version>" as JSON; "" when nothing is served there."""
+    kinds = tuple(kind for kind in KINDS if _root(kind) == root)
+    if not kinds:
+        return ""
+    paths: Document = {}
+    for path, kind, methods in _paths(kinds):
+        item = paths.setdefault(path, {})
+        item["parameters"] = [_path_parameter(name) for name in ("name", "namespace") if f"{{{name}}}" in path]
+        for method, verb in methods.items():
+            item[method] = _v3_operation(method, verb, path, kind)
+    document = {
+        "openapi": "3.0.0",
+        "info": {"title": "Timonel", "version": "v1"},
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(kinds, 3),
+            "securitySchemes": {
+                "BearerToken": {
+                    "type": "apiKey",
+                    "name": "authorization",
+                    "in": "header",
+                    "description": "Bearer token",
+                }
+            },
+        },
+    }
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _v3_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
+    is_list = verb == "list"
+    reference = {"$ref": f"#/components/schemas/{definition_name(schema.root(kind))}{'List' if is_list else ''}"}
+    answer = {"description": "OK", "content": {"application/json": {"schema": reference}}}
+    operation: Document = {
+        "operationId": _operation_id(verb, path, kind),
+        "parameters": [_query_parameter(name) for name in _parameters(verb)],
+        "responses": {"200": answer},
+        "x-kubernetes-action": verb,
+        "x-kubernetes-group-version-kind": {"group": kind.group, "kind": kind.kind, "version": kind.version},
+    }
+    if method == "post":
+        operation["responses"]["201"] = {**answer, "description": "Created"}
+    if method in ("post", "put"):
+        operation["requestBody"] = {"content": {"application/json": {"schema": reference}}, "required": True}
+    if method == "patch":
+        content = {media: {"schema": {"type": "object"}} for media in _PATCHES}
+        operation["requestBody"] = {"content": content, "required": True}
+    return operation
+
+
+def _parameters(verb: str) -> tuple[str, ...]:
+    if verb == "list":
+        return _LIST_PARAMETERS
+    return () if verb in ("get", "delete", "deletecollection") else _WRITE_PARAMETERS
+
+
+def _query_parameter(name: str) -> Document:
+    kind = {"limit": "integer", "watch": "boolean"}.get(name, "string")
+    return {"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": True}}
+
+
+def _path_parameter(name: str) -> Document:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "uniqueItems": True}}
+
+
+def _root(kind: Kind) -> str:
+    return f"apis/{kind.group}/{kind.version}" if kind.group else f"api/{kind.version}"
+
+
+@cache
+def v3_index() -> str:
+    """The index of OpenAPI 3 documents; the hash in an address changes with the document."""
+    paths = {}
+    for root in dict.fromkeys(_root(kind) for kind in KINDS):
+        digest = hashlib.sha256(v3_document(root).encode()).hexdigest()[:32].upper()
+        paths[root] = {"serverRelativeURL": f"/openapi/v3/{root}?hash={digest}"}
+    return json.dumps({"paths": paths}, separators=(",", ":"))
+
+
+@cache
+def v2_document() -> str:
+    """The OpenAPI 2 document as JSON."""
+    return json.dumps(_v2(), separators=(",", ":"))
+
+
+def _v2() -> Document:
+    paths: Document = {}
+    for path, kind, methods in _paths(KINDS):
+        item = paths.setdefault(path, {})
+        for method, verb in methods.items():
+            item[method] = _v2_operation(method, verb, path, kind)
+        item["parameters"] = [
+            {"name": name, "in": "path", "required": True, "type": "string"}
+            for name in ("name", "namespace")
+            if f"{{{name}}}" in path
+        ]
+    return {
+        "swagger": "2.0",
+        "info": {"title": "Timonel", "version": "v1"},
+        "paths": paths,
+        "definitions": _schemas(KINDS, 2),
+    }
+
+
+def _v2_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
+    reference = {"$ref": f"#/definitions/{definition_name(schema.root(kind))}{'List' if verb == 'list' else ''}"}
+    parameters: list[Document] = []
+    if method in ("post", "put", "patch"):
+        body = reference if method != "patch" else {"type": "object"}
+        parameters.append({"name": "body", "in": "body", "required": True, "schema": body})
+    for name in _parameters(verb):
+        type_name = {"limit": "integer", "watch": "boolean"}.get(name, "string")
+        parameters.append({"name": name, "in": "query", "type": type_name})
+    return {
+        "operationId": _operation_id(verb, path, kind),
+        "consumes": list(_PATCHES) if method == "patch" else ["application/json", "application/yaml"],
+        "produces": ["application/json", "application/yaml"],
+        "parameters": parameters,
+        "responses": {"200": {"description": "OK", "schema": reference}},
+        "x-kubernetes-action": verb,
+        "x-kubernetes-group-version-kind": {"group": kind.group, "kind": kind.kind, "version": kind.version},
+    }
+
+
+# --- protobuf: a field is (number, bytes); only what clients read is written
+
+
+@cache
+def v2_protobuf() -> bytes:
+    """The OpenAPI 2 document as gnostic's message openapi.v2.Document."""
+    document = _v2()
+    info = _text(1, document["info"]["title"]) + _text(2, document["info"]["version"])
+    paths = b"".join(
+        _message(2, _text(1, path) + _message(2, _pb_path_item(item))) for path, item in document["paths"].items()
+    )
+    definitions = b"".join(
+        _message(1, _text(1, name) + _message(2, _pb_schema(item))) for name, item in document["definitions"].items()
+    )
+    return _text(1, "2.0") + _message(2, info) + _message(8, paths) + _message(9, definitions)
+
+
+def _pb_path_item(item: Document) -> bytes:
+    numbers = {"get": 2, "put": 3, "post": 4, "delete": 5, "patch": 8}
+    return b"".join(_message(numbers[method], _pb_operation(item[method])) for method in item if method in numbers)
+
+
+def _pb_operation(operation: Document) -> bytes:
+    made = _text(5, operation["operationId"])
+    made += b"".join(_text(6, media) for media in operation["produces"])
+    made += b"".join(_text(7, media) for media in operation["consumes"])
+    for parameter in operation["parameters"]:
+        made += _message(8, _message(1, _pb_parameter(parameter)))  # ParametersItem.parameter
+    for code, response in operation["responses"].items():
+        body = _text(1, response["description"]) + _message(2, _message(1, _pb_schema(response["schema"])))
+        made += _message(9, _message(1, _text(1, code) + _message(2, _message(1, body))))
+    return made + _pb_extensions(13, operation)
+
+
+def _pb_parameter(parameter: Document) -> bytes:
+    if parameter["in"] == "body":
+        body = _text(2, parameter["name"]) + _text(3, "body") + _flag(4, parameter["required"])
+        return _message(1, body + _message(5, _pb_schema(parameter["schema"])))  # Parameter.body_parameter
+    # QueryParameterSubSchema: required 1, in 2, description 3, name 4, allow_empty_value 5, type 6
+    query = _text(2, "query") + _text(4, parameter["name"]) + _text(6, parameter["type"])
+    return _message(2, _message(3, query))  # Parameter.non_body_parameter.query_parameter_sub_schema
+
+
+def _pb_schema(item: Document) -> bytes:
+    # Schema: _ref 1, format 2, required 19, additional_properties 21, type 22, items 23, properties 25, vendor 31
+    made = b""
+    if "$ref" in item:
+        made += _text(1, item["$ref"])
+    if "format" in item:
+        made += _text(2, item["format"])
+    made += b"".join(_text(19, name) for name in item.get("required", ()))
+    if "additionalProperties" in item:
+        made += _message(21, _message(1, _pb_schema(item["additionalProperties"])))
+    if "type" in item:
+        made += _message(22, _text(1, item["type"]))
+    if "items" in item:
+        made += _message(23, _message(1, _pb_schema(item["items"])))
+    if "properties" in item:
+        entries = (_text(1, name) + _message(2, _pb_schema(value)) for name, value in item["properties"].items())
+        made += _message(25, b"".join(_message(1, entry) for entry in entries))
+    return made + _pb_extensions(31, item)
+
+
+def _pb_extensions(number: int, item: Document) -> bytes:
+    """NamedAny entries: name, and the value as YAML text, of which JSON is a part."""
+    return b"".join(
+        _message(number, _text(1, name) + _message(2, _text(2, json.dumps(value))))
+        for name, value in item.items()
+        if name.startswith("x-")
+    )
+
+
+def _varint(value: int) -> bytes:
+    made = bytearray()
+    while value > 0x7F:
+        made.append(value & 0x7F | 0x80)
+        value >>= 7
+    made.append(value)
+    return bytes(made)
+
+
+def _message(number: int, body: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(body)) + body
+
+
+def _text(number: int, text: str) -> bytes:
+    return _message(number, text.encode())
+
+
+def _flag(number: int, value: bool) -> bytes:
+    return _varint(number << 3) + (b"\1" if value else b"\0")
