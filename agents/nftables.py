@@ -270,13 +270,29 @@ class Table:
         self.links = links
         self._counts = _counts(elements)
 
-    def set_links(self, links: Iterable[str]) -> None:
-        """Follow the node's interfaces; no-op when they are the same."""
+    def take_over(self, elements: Mapping[str, str], links: Iterable[str]) -> None:
+        """Go on with a table that holds these elements, as another process left it (see is_expected)."""
+        links = frozenset(links)
+        flush = f"flush set {TABLE} same_link"
+        self._send("\n".join([flush, *_link_commands("add", links)]) + "\n", self.timeout_s)
+        self.sum = elements_sum(elements)
+        self.links = links
+        self._counts = _counts(elements)
+
+    def delete(self) -> None:
+        """Take the table out of the kernel. For good: see the head of this file."""
+        if process.find("nft") is not None:
+            process.run(["nft", "delete", "table", *TABLE.split()], timeout_s=self.timeout_s, reason="NftTimeout")
+        self.sum = None
+
+    def set_links(self, links: Iterable[str]) -> bool:
+        """Follow the node's interfaces; whether they have changed."""
         links = frozenset(links)
         gone, new = self.links - links, links - self.links
         if gone or new:
             self._send("\n".join([*_link_commands("delete", gone), *_link_commands("add", new)]) + "\n", self.timeout_s)
             self.links = links
+        return bool(gone or new)
 
     def is_expected(self, elements: int) -> bool:
         """Whether the kernel's table carries the generation of this sum of elements. Raises NftMissing, NftTimeout."""

@@ -11,7 +11,6 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
 
 Element = tuple[str, str]
 Owners = Mapping[str, Iterable[Sequence[str]]]
@@ -93,13 +92,13 @@ class State:
     arrival: a sequence of deltas and one full push end in the same state.
     """
 
-    def __init__(self, cluster: Optional[str] = None) -> None:
+    def __init__(self, cluster: str | None = None) -> None:
         self.cluster = cluster
         self.revision = 0
         self.owners: dict[str, dict[Element, str]] = {}
         self._sums: dict[str, int] = {}
         self._sum = 0
-        self._claims: dict[Element, Union[str, _Shared]] = {}
+        self._claims: dict[Element, str | _Shared] = {}
         self._barred: dict[str, Refusal] = {}
         self._conflicts: dict[str, Refusal] = {}
 
@@ -112,7 +111,12 @@ class State:
     def refused(self) -> dict[str, Refusal]:
         return {**self._conflicts, **self._barred}
 
-    def value(self, driver: str, key: str) -> Optional[str]:
+    @property
+    def barred(self) -> frozenset[str]:
+        """Owners that were pushed as bad: they stay out until they are pushed again."""
+        return frozenset(self._barred)
+
+    def value(self, driver: str, key: str) -> str | None:
         """The value in force for an element, None when there is none."""
         return self._value((driver, key))
 
@@ -142,7 +146,7 @@ class State:
 
     # What follows keeps the two indexes; `apply` and `bar` below are the only callers.
 
-    def _value(self, element: Element) -> Optional[str]:
+    def _value(self, element: Element) -> str | None:
         claim = self._claims.get(element)
         if claim is None:
             return None
@@ -189,7 +193,7 @@ class State:
                     if other > owner:
                         yield other
 
-    def _conflict(self, owner: str, held: dict[Element, str]) -> Optional[Refusal]:
+    def _conflict(self, owner: str, held: dict[Element, str]) -> Refusal | None:
         for element, value in held.items():
             claim = self._claims.get(element)
             if isinstance(claim, _Shared) and len(claim.values) > 1:
@@ -201,15 +205,13 @@ class State:
                         )
         return None
 
-    def _replace(
-        self, changed: Mapping[str, dict[Element, str]], barred: Mapping[str, Refusal]
-    ) -> dict[str, Change]:
+    def _replace(self, changed: Mapping[str, dict[Element, str]], barred: Mapping[str, Refusal]) -> dict[str, Change]:
         """Give owners new resources (empty: gone) and settle who is in force; driver -> Change.
 
         1. Note the value in force of each element concerned. 2. Move the claims. 3. Judge the changed owners and
         those in dispute with them in the order of their names: judgements depend on earlier names only.
         """
-        before: dict[Element, Optional[str]] = {}
+        before: dict[Element, str | None] = {}
         queue: list[str] = []
 
         def touch(elements: Iterable[Element]) -> None:
@@ -278,9 +280,9 @@ class State:
 def apply(
     state: State,
     revision: int,
-    since: Optional[int],
+    since: int | None,
     owners: Owners,
-    barred: Optional[Mapping[str, Refusal]] = None,
+    barred: Mapping[str, Refusal] | None = None,
 ) -> tuple[State, Delta]:
     """The state after a push, and what it changes. The given state is used up.
 
@@ -323,7 +325,7 @@ def bar(state: State, refusals: Mapping[str, Refusal]) -> Delta:
     return Delta(state._replace(changed, refusals), state.refused)
 
 
-def check_base(state: State, revision: int, since: Optional[int]) -> None:
+def check_base(state: State, revision: int, since: int | None) -> None:
     """Raises StaleRevision or BaseMismatch when a push may not be applied to the state."""
     if revision < state.revision:
         raise StaleRevision(f"cannot apply revision {revision}: the node is at {state.revision}")

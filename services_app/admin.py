@@ -1,10 +1,10 @@
 """Django's admin: every table to look at, API tokens to issue and revoke, users from Django itself.
 
-API objects, the log, claims and what nodes report are read-only here: only the store, the log and the pushers write them.
+API objects, the log, claims and what nodes report are read-only here: the store, the log and the pushers write them.
 """
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
 from django.core.paginator import Paginator
@@ -71,15 +71,15 @@ def _indented(text: str | None) -> str:
 class ApiObjectAdmin(ReadOnly):
     """Objects of the API, as the store wrote them."""
 
-    columns: tuple[str, ...] = ()
-    search_fields = ("=namespace", "name")
+    columns: ClassVar[tuple[str, ...]] = ()
+    search_fields: ClassVar[tuple[str, ...]] = ("=namespace", "name")
     search_help_text = "A part of the name, or a whole namespace."
     date_hierarchy = None
 
     def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
         return ("name", "namespace", *self.columns, "revision", "created_at")
 
-    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> list[str]:
+    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> Any:
         names = [field.name for field in self.model._meta.fields]
         return ["indented" if name == "document" else name for name in names]
 
@@ -300,7 +300,9 @@ class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         # A token acts as its user: only a superuser may issue one for somebody else.
         if db_field.name == "user":
             users = db_field.related_model.objects.order_by("username")
-            options["queryset"] = users if request.user.is_superuser else users.filter(pk=request.user.pk)
+            options["queryset"] = (
+                users if getattr(request.user, "is_superuser", False) else users.filter(pk=request.user.pk)
+            )
             options["initial"] = request.user.pk
         return super().formfield_for_foreignkey(db_field, request, **options)
 

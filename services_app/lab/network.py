@@ -89,6 +89,7 @@ class Node(Place):
                 "/run/sshd/.keep": ("", 0o600),
             },
             append={
+                "/etc/hosts": f"127.0.1.1 {name}\n",
                 "/etc/passwd": f"{ORDINARY_USER}:x:2999:2999::{home}:/bin/sh\n",
                 "/etc/group": f"{ORDINARY_USER}:x:2999:\n",
                 "/etc/shadow": f"{ORDINARY_USER}:*:19000:0:99999:7:::\n",

@@ -89,9 +89,6 @@ def _validate_endpoint(endpoint: Document, path: str, family: str, known: set[st
     if endpoint.get("nodeName") is not None:
         node = endpoint["nodeName"]
         errors += [invalid(f"{path}.nodeName", node, problem) for problem in names.subdomain_problems(node)]
-    if endpoint.get("zone") is not None:
-        zone = endpoint["zone"]
-        errors += [invalid(f"{path}.zone", zone, problem) for problem in names.label_value_problems(zone)]
     if endpoint.get("hostname") is not None:
         host = endpoint["hostname"]
         errors += [invalid(f"{path}.hostname", host, problem) for problem in names.label_problems(host)]

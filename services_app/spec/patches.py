@@ -2,8 +2,9 @@
 
 Functions give a new document and leave their arguments alone. What comes out is not typed yet: `typed` does that, and
 `objects.prepare_update` the rest.
-Source: RFC 6902 and RFC 7386; k8s v1.36 apimachinery/pkg/util/strategicpatch, apiserver/pkg/endpoints/handlers/patch.go;
-where the JSON patch library of Kubernetes is laxer than the RFC (replacing what is absent), so is this.
+Source: RFC 6902 and RFC 7386; k8s v1.36 apimachinery/pkg/util/strategicpatch and
+apiserver/pkg/endpoints/handlers/patch.go. Where the JSON patch library
+of Kubernetes is laxer than the RFC (replacing what is absent), so is this.
 """
 
 import re
@@ -44,7 +45,9 @@ def reader(content_type: str, kind: Kind, body: bytes) -> Callable[[Document], A
     media = content_type.split(";")[0].strip().lower()
     if media not in MEDIA_TYPES:
         raise UnsupportedMediaType(
-            "the body of the request was in an unknown format - accepted media types include: " + ", ".join(MEDIA_TYPES)
+            "the body of the request was in an unknown format - accepted media types include: "
+            + ", ".join(MEDIA_TYPES),
+            details={},
         )
     patch = parse(body, JSON)
     if media == JSON_PATCH:
@@ -303,7 +306,9 @@ def _without_directives(value: Any) -> Any:
         return {
             key: _without_directives(item)
             for key, item in value.items()
-            if item is not None and key not in (DIRECTIVE, RETAIN_KEYS) and not key.startswith((SET_ORDER, DELETE_FROM_LIST))
+            if item is not None
+            and key not in (DIRECTIVE, RETAIN_KEYS)
+            and not key.startswith((SET_ORDER, DELETE_FROM_LIST))
         }
     if isinstance(value, list):
         items = [item for item in value if not (isinstance(item, dict) and item.get(DIRECTIVE) == "delete")]
@@ -311,20 +316,24 @@ def _without_directives(value: Any) -> Any:
     return value
 
 
-def _merge_list(present: list[Any], change: list[Any], field: schema.Field | None, order: list[Any] | None) -> list[Any]:
+def _merge_list(
+    present: list[Any], change: list[Any], field: schema.Field | None, order: list[Any] | None
+) -> list[Any]:
     if field is None or not (field.merge_keys or field.merges):
         return present if order is not None and not change else _without_directives(change)
     if field.merges:
+        if any(isinstance(item, dict | list) for item in [*present, *change]):
+            raise InternalError(f"expected a list of plain values in {field.name}", reason="")
         patched = list(dict.fromkeys(change))
         return _in_order(patched, [item for item in present if item not in patched], present, order, field)
     if not all(isinstance(item, dict) for item in [*present, *change, *(order or [])]):
-        raise InternalError(f"expected a list of objects in {field.name}")
+        raise InternalError(f"expected a list of objects in {field.name}", reason="")
     if any(item.get(DIRECTIVE) == "replace" for item in change):
         return _without_directives([item for item in change if item != {DIRECTIVE: "replace"}])
     lead = field.merge_keys[0]
     for item in [*change, *(order or [])]:
         if lead not in item:
-            raise InternalError(f"map: {item} does not contain declared merge key: {lead}")
+            raise InternalError(f"map: {item} does not contain declared merge key: {lead}", reason="")
     server_order = list(present)
     for item in (item for item in change if item.get(DIRECTIVE) == "delete"):
         present = [other for other in present if not _is_meant(item, other, field, loosely=True)]
@@ -379,9 +388,10 @@ def _in_order(
     """Patched elements in the order of the patch (or as $setElementOrder says), the others where they were."""
     if order is not None:
         named = []
-        pool = sorted(
-            [*touched, *rest], key=lambda item: next((i for i, o in enumerate(server_order) if o is item), len(server_order))
-        ) if field.merge_keys else [*touched, *rest]  # fmt: skip
+        pool = [*touched, *rest]
+        if field.merge_keys:
+            at_server = {id(item): index for index, item in enumerate(server_order)}
+            pool.sort(key=lambda item: at_server.get(id(item), len(server_order)))
         for entry in order:
             at = next((i for i, item in enumerate(pool) if _is_listed(entry, item, field)), None)
             if at is not None:

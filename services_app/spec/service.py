@@ -215,7 +215,7 @@ def _fill_families(had: Document | None, spec: Document, cluster: ClusterSetting
     """Fill in ipFamilies and ipFamilyPolicy. Leaves a Service alone whose families or addresses are wrong."""
     if not needs_cluster_ip(spec) or _validate_cluster_ips(spec, ()) or _validate_families(spec, cluster):
         return
-    if had is not None and _keeps_preferring(had, spec):
+    if had is not None and (_keeps_preferring(had, spec) or _gives_up_family(had, spec)):
         return
     families = _implied_families(spec)
     if spec.get("ipFamilyPolicy") is None:
@@ -237,6 +237,11 @@ def _keeps_preferring(had: Document, spec: Document) -> bool:
         and spec.get("clusterIPs") == had.get("clusterIPs")
         and spec.get("ipFamilies") == had.get("ipFamilies")
     )
+
+
+def _gives_up_family(had: Document, spec: Document) -> bool:
+    """One family is named where there were two: nothing is added to it, so that validation sees what was asked for."""
+    return len(had.get("ipFamilies") or []) > len(spec.get("ipFamilies") or []) == 1
 
 
 def _is_selectorless_headless(spec: Document) -> bool:
@@ -267,15 +272,14 @@ def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> l
     errors = changes + changes
     had, spec = old["spec"], new["spec"]
     if needs_health_port(had) and needs_health_port(spec):
-        if spec.get("healthCheckNodePort") != had.get("healthCheckNodePort"):
-            errors.append(forbidden("spec.healthCheckNodePort", "field is immutable"))
+        before, now = had.get("healthCheckNodePort"), spec.get("healthCheckNodePort")
+        errors += [forbidden("spec.healthCheckNodePort", "field is immutable")] if before != now else []
     if not _validate_cluster_ips(spec, had.get("clusterIPs") or ()):
         errors += _validate_address_change(had, spec)
         errors += _validate_family_change(had, spec)
-    if had.get("type") == spec.get("type") == LOAD_BALANCER:
-        if had.get("loadBalancerClass") != spec.get("loadBalancerClass"):
-            detail = "may not change once set"
-            errors.append(invalid("spec.loadBalancerClass", spec.get("loadBalancerClass"), detail))
+    balancer_class = spec.get("loadBalancerClass")
+    if had.get("type") == spec.get("type") == LOAD_BALANCER and had.get("loadBalancerClass") != balancer_class:
+        errors.append(invalid("spec.loadBalancerClass", balancer_class, "may not change once set"))
     errors += meta.validate(SERVICE, new["metadata"], names.label_problems)
     return errors + _validate_spec(old, new, cluster)
 
@@ -481,7 +485,7 @@ def _validate_families(spec: Document, cluster: ClusterSettings) -> list[FieldEr
 
 
 def _validate_address_change(had: Document, spec: Document) -> list[FieldError]:
-    if EXTERNAL_NAME in (had.get("type"), spec.get("type")) or (is_headless(had) and is_headless(spec)):
+    if not (needs_cluster_ip(had) and needs_cluster_ip(spec)) or (is_headless(had) and is_headless(spec)):
         return []
     before, now = had.get("clusterIPs") or [], spec.get("clusterIPs") or []
     if len(before) == len(now):
@@ -494,7 +498,7 @@ def _validate_address_change(had: Document, spec: Document) -> list[FieldError]:
 
 
 def _validate_family_change(had: Document, spec: Document) -> list[FieldError]:
-    if EXTERNAL_NAME in (had.get("type"), spec.get("type")):
+    if not (needs_cluster_ip(had) and needs_cluster_ip(spec)):
         return []
     if _is_selectorless_headless(had) and _is_selectorless_headless(spec):
         return []

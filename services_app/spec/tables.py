@@ -117,8 +117,8 @@ def _row(kind: Kind, document: Document, now: datetime, version: str, include: s
         row["conditions"] = [{"type": "Completed", "status": "True", "reason": phase}]
     if include == "Object":
         row["object"] = document
-    elif include != "None":
-        row["object"] = partial(document, version=version)
+    else:
+        row["object"] = None if include == "None" else partial(document, version=version)
     return row
 
 
@@ -155,7 +155,6 @@ def _external(document: Document) -> str:
     balancer = (document.get("status") or {}).get("loadBalancer") or {}
     ingress = {entry.get("ip") or entry.get("hostname") or "" for entry in balancer.get("ingress") or ()} - {""}
     text = ",".join(sorted(ingress))
-    text = f"{text[:13]}..." if len(text) > 16 else text
     return ",".join([text, *given] if text else given) or "<pending>"
 
 

@@ -22,6 +22,7 @@ JSON, YAML = "application/json", "application/yaml"
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 _BOUNDS = {"int32": 2**31, "int64": 2**63}
+_PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"bool": bool, "float": (int, float)}  # str for all else
 _GO_TYPES = {"time": "string", "microtime": "string", "float": "float64"}
 
 
@@ -67,12 +68,16 @@ def _yaml_mapping(loader: _YamlLoader, node: yaml.MappingNode) -> _Object:
 
 
 def _yaml_key(key: Any) -> str:
+    if isinstance(key, dict | list):
+        raise yaml.YAMLError("a key is no plain value")
     if isinstance(key, bool):
         return "true" if key else "false"
     return "null" if key is None else str(key)
 
 
 _YamlLoader.add_constructor("tag:yaml.org,2002:map", _yaml_mapping)
+for _tag in ("binary", "omap", "pairs", "set", "timestamp"):  # would make what JSON does not have
+    _YamlLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
 
 
 def parse(body: bytes, content_type: str) -> Any:
@@ -80,7 +85,7 @@ def parse(body: bytes, content_type: str) -> Any:
     media = content_type.split(";")[0].strip().lower() or JSON
     if media == YAML:
         try:
-            return yaml.load(body, Loader=_YamlLoader)  # noqa: S506 - a SafeLoader
+            return yaml.load(body, Loader=_YamlLoader)
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as err:
             raise BadRequest(f"error converting YAML to JSON: {err}") from err
     if media != JSON:
@@ -98,7 +103,7 @@ def _no_constant(text: str) -> Any:
 
 
 def decode(kind: Kind, body: bytes, content_type: str) -> Document:
-    """The document of a kind in a body; unknown and duplicate fields are passed over. Raises as decode_with_warnings."""
+    """The document of a kind in a body, unknown and duplicate fields passed over. Raises as decode_with_warnings."""
     return decode_with_warnings(kind, body, content_type)[0]
 
 
@@ -209,8 +214,8 @@ class _Decoder:
             return int(value)
         if type_name == "quantity":
             return self.quantity(value)
-        right = {"bool": bool, "float": (int, float)}.get(type_name, str)
-        if not isinstance(value, right) or type_name == "float" and isinstance(value, bool):
+        right: type | tuple[type, ...] = _PYTHON_TYPES.get(type_name, str)
+        if not isinstance(value, right) or (type_name == "float" and isinstance(value, bool)):
             raise self.wrong(value, owner, path, _GO_TYPES.get(type_name, type_name))
         if type_name in ("time", "microtime") and value and not _TIME.fullmatch(value):
             raise BadRequest(
@@ -261,4 +266,8 @@ def _json_type(value: Any) -> str:
         return "bool"
     if isinstance(value, int | float):
         return "number"
-    return {str: "string", list: "array"}.get(type(value), "null" if value is None else "object")
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        return "array"
+    return "null" if value is None else "object"

@@ -46,10 +46,12 @@ def read_sight() -> Sight:
             cursor.execute(
                 """
                 SELECT (SELECT revision FROM services_app_controlplane),
-                       (SELECT md5(string_agg(concat_ws('|', access.node, access.address, sync.state, sync.reason, sync.message,
-                                   sync.applied_revision, sync.rejected, sync.problems, sync.agent_version), ';'
+                       (SELECT md5(string_agg(concat_ws('|', access.node, access.address, sync.state, sync.reason,
+                                   sync.message, sync.applied_revision, sync.rejected, sync.problems,
+                                   sync.agent_version), ';'
                                    ORDER BY access.node))
-                          FROM services_app_nodeaccess access LEFT JOIN services_app_nodesync sync ON sync.node = access.node),
+                          FROM services_app_nodeaccess access
+                          LEFT JOIN services_app_nodesync sync ON sync.node = access.node),
                        (SELECT floor(extract(epoch FROM max(last_report_at)) / 10) FROM services_app_nodesync)
                 """
             )
@@ -61,7 +63,7 @@ def read_sight() -> Sight:
 
 
 class Pulse:
-    """The newest sight of the tables, for any number of listeners on one event loop. Reads only while someone listens."""
+    """The newest sight of the tables, for any number of listeners on one event loop. Reads while someone listens."""
 
     def __init__(self) -> None:
         self.sight: Sight | None = None
@@ -158,7 +160,7 @@ def pulse() -> Pulse:
 
 
 async def event_stream() -> AsyncIterator[bytes]:
-    """Server-sent events for one page: `hello` once, `services` and `nodes` when those fragments changed, `alive` between."""
+    """Server-sent events for one page: `hello` once, `services` and `nodes` when those changed, `alive` between."""
     source = pulse()
     ends_at = time.monotonic() + CONNECTION_S
     async with source.listening():

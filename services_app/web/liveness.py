@@ -1,4 +1,4 @@
-"""Per Service and node: does the node hold the Service's last change? Plain values in, plain values out; no database here."""
+"""Per Service and node: does the node hold the Service's last change? Values in, values out; no database here."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ class Lag:
     truncated: bool = False  # older ones exist
 
     def between(self, applied: int, wanted: int) -> str:
-        """How many changes lie after `applied` up to `wanted`: "0", "3", "1,000+" where the list does not reach back."""
+        """How many changes lie after `applied` up to `wanted`: "0", "3", "1,000+" where the list ends before."""
         start = bisect_right(self.revisions, applied)
         count = max(bisect_right(self.revisions, wanted) - start, 0)
         if self.truncated and start == 0:
@@ -64,7 +64,9 @@ class NodeReport:
     @property
     def refusals(self) -> Sequence[Mapping[str, str]]:
         """What the node refused: service, reason, message; by name of the Service."""
-        return [{"service": key, "reason": "", "message": "", **refusal} for key, refusal in sorted(self.rejected.items())]
+        return [
+            {"service": key, "reason": "", "message": "", **refusal} for key, refusal in sorted(self.rejected.items())
+        ]
 
     @property
     def enrolled(self) -> bool:
@@ -116,7 +118,9 @@ def holding_of(key: str, changed_revision: int, node: NodeReport, lag: Lag) -> H
         node=node,
         status=status,
         holds=holds,
-        behind="0" if node.applied_revision >= changed_revision else lag.between(node.applied_revision, changed_revision),
+        behind="0"
+        if node.applied_revision >= changed_revision
+        else lag.between(node.applied_revision, changed_revision),
         reason=refusal.get("reason", "") if refusal else node.reason,
         message=refusal.get("message", "") if refusal else node.message,
     )
@@ -138,7 +142,8 @@ def liveness_of(
     ordered = [node for status in SEVERITY for node in by_status.get(status, ())]
     if total <= few:
         # The live ones first: they share a line, each of the others needs one for its reason.
-        shown = [*by_status.get(LIVE, ()), *(node for node in ordered if node not in by_status.get(LIVE, ()))]
+        live = sorted(by_status.get(LIVE, ()), key=lambda node: node.name)
+        shown = [*live, *(node for node in ordered if node not in live)]
         hidden = 0
     else:
         troubled = [node for status in SEVERITY if status != LIVE for node in by_status.get(status, ())]

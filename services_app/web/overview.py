@@ -25,6 +25,7 @@ from services_app.web.liveness import (
 
 SERVICES_PER_PAGE = 50
 NODES_PER_PAGE = 10
+NUL = "\x00"  # PostgreSQL refuses a text that holds it, so nothing stored does
 LAG_DEPTH = 1000  # "behind by 1,000+" beyond this
 
 
@@ -110,13 +111,15 @@ def read_nodes() -> NodesView:
     accesses = list(
         NodeAccess.objects.select_related("sync").only(
             "node", "address", "port", "user",
-            "sync__state", "sync__reason", "sync__message", "sync__applied_revision", "sync__rejected", "sync__problems",
-            "sync__agent_version", "sync__last_report_at", "sync__last_apply_ms",
+            "sync__state", "sync__reason", "sync__message", "sync__applied_revision", "sync__rejected",
+            "sync__problems", "sync__agent_version", "sync__last_report_at", "sync__last_apply_ms",
         )
     )  # fmt: skip
     addresses = dict(Node.objects.values_list("name", "address"))
     newest = list(
-        Change.objects.filter(owner__isnull=False).order_by("-revision").values_list("revision", flat=True)[: LAG_DEPTH + 1]
+        Change.objects.filter(owner__isnull=False)
+        .order_by("-revision")
+        .values_list("revision", flat=True)[: LAG_DEPTH + 1]
     )
     lag = Lag(revisions=newest[:LAG_DEPTH][::-1], truncated=len(newest) > LAG_DEPTH)
 
@@ -168,11 +171,16 @@ class ServiceFilter:
 
     def queryset(self) -> QuerySet[Service]:
         services = Service.objects.order_by("namespace", "name")
+        if NUL in self.namespace + self.text:
+            return services.none()
         if self.namespace:
             services = services.filter(namespace=self.namespace)
         for word in self.text.split():
             services = services.filter(
-                Q(name__icontains=word) | Q(namespace__icontains=word) | Q(cluster_ip__startswith=word) | Q(type__iexact=word)
+                Q(name__icontains=word)
+                | Q(namespace__icontains=word)
+                | Q(cluster_ip__startswith=word)
+                | Q(type__iexact=word)
             )
         if self.state == "not-programmed":
             services = services.filter(~Q(programmed=True) | Q(programmed__isnull=True))
@@ -194,14 +202,16 @@ def count_services() -> tuple[int, int]:
     return counts["total"], counts["programmed"]
 
 
-def read_services(wanted: ServiceFilter, page_number: object, nodes: NodesView) -> ServicesView:
+def read_services(wanted: ServiceFilter, page_number: str | None, nodes: NodesView) -> ServicesView:
     """One page of the Services that match. Four queries; only this page's documents are decoded."""
     paginator = Paginator(wanted.queryset(), SERVICES_PER_PAGE)
     page = paginator.get_page(page_number)
     services = list(page.object_list)
     slices = _slices_of(services)
     enrolled = nodes.enrolled
-    rows = [_row(service, slices.get((service.namespace, service.name), []), enrolled, nodes.lag) for service in services]
+    rows = [
+        _row(service, slices.get((service.namespace, service.name), []), enrolled, nodes.lag) for service in services
+    ]
     namespaces = list(Namespace.objects.order_by("name").values_list("name", flat=True)[:1000])
     if wanted.namespace and wanted.namespace not in namespaces:
         namespaces.append(wanted.namespace)
@@ -222,7 +232,7 @@ class ServiceView:
 
 def read_service(namespace: str, name: str, nodes: NodesView) -> ServiceView | None:
     """One Service in full, None when there is no such Service. Two queries."""
-    service = Service.objects.filter(namespace=namespace, name=name).first()
+    service = None if NUL in namespace + name else Service.objects.filter(namespace=namespace, name=name).first()
     if service is None:
         return None
     enrolled = nodes.enrolled
@@ -241,7 +251,7 @@ def read_service(namespace: str, name: str, nodes: NodesView) -> ServiceView | N
 
 
 def _slices_of(services: Sequence[Service]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(namespace, name) -> the Service's EndpointSlices, decoded. One query, by the index on namespace and service name."""
+    """(namespace, name) -> the Service's EndpointSlices, decoded. One query, by the index on both names."""
     if not services:
         return {}
     names_by_namespace: dict[str, list[str]] = {}
@@ -270,7 +280,10 @@ def _row(service: Service, slices: list[dict[str, Any]], enrolled: Sequence[Node
         name=service.name,
         type=service.type,
         cluster_ip=address,
-        external=[*(spec.get("externalIPs") or []), *(entry.get("ip") or entry.get("hostname") or "" for entry in balancer)],
+        external=[
+            *(spec.get("externalIPs") or []),
+            *(entry.get("ip") or entry.get("hostname") or "" for entry in balancer),
+        ],
         ports=[_port(port) for port in spec.get("ports") or []],
         endpoints=_endpoints(slices, "IPv6" if ":" in (service.cluster_ip or "") else "IPv4"),
         has_selector=bool(service.selector),

@@ -1,4 +1,4 @@
-"""Style sheets, scripts and icons, served by the same process as the pages: read and compressed once, then from memory."""
+"""Style sheets, scripts and icons, served by the pages' own process: read and compressed once, then from memory."""
 
 import gzip
 import hashlib
@@ -13,7 +13,9 @@ from django.utils.cache import get_conditional_response
 from django.views.decorators.http import require_safe
 
 COMPRESSED = (".css", ".js", ".svg", ".txt")
-CACHE_CONTROL = "public, max-age=60, stale-while-revalidate=86400"  # names carry no hash: a new version must get through
+CACHE_CONTROL = (
+    "public, max-age=60, stale-while-revalidate=86400"  # names carry no hash: a new version must get through
+)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,9 @@ def service(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     if HtmxDetails(request).target == "service":
         return render(request, "web/_service.html", context)  # says so when the Service is gone
     if found is None:
-        return render(request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404)
+        return render(
+            request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404
+        )
     return render(request, "web/service.html", context)
 
 
@@ -136,17 +138,17 @@ def _release_connections() -> None:
             connection.close()
 
 
-@method_decorator(guarded, name="dispatch")
+@method_decorator(guarded, name="dispatch")  # type: ignore[arg-type]  # views here give whole responses
 class Login(LoginView):
     """The login form."""
 
     template_name = "web/login.html"
-    next_page = reverse_lazy("web:overview")
+    next_page = reverse_lazy("web:overview")  # type: ignore[assignment]
     redirect_authenticated_user = True
 
 
-@method_decorator(guarded, name="dispatch")
+@method_decorator(guarded, name="dispatch")  # type: ignore[arg-type]
 class Logout(LogoutView):
     """Ends the session (POST) and shows the login form."""
 
-    next_page = reverse_lazy("web:login")
+    next_page = reverse_lazy("web:login")  # type: ignore[assignment]

@@ -239,9 +239,7 @@ def in_any_order(value: Any, keys: list[str]) -> Any:
 def events_of(stream: bytes) -> list[Any]:
     """The events of a watch, without bookmarks that come by the clock."""
     events = [json.loads(line) for line in stream.splitlines() if line.strip()]
-    return [
-        event for event in events if event.get("type") != "BOOKMARK" or INITIAL_EVENTS_END in json.dumps(event)
-    ]
+    return [event for event in events if event.get("type") != "BOOKMARK" or INITIAL_EVENTS_END in json.dumps(event)]
 
 
 def managers_of(body: dict[str, Any]) -> list[str]:

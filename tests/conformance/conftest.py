@@ -31,7 +31,10 @@ def cluster(django_db_setup, django_db_blocker):
     with django_db_blocker.unblock():
         store.bootstrap()
         with override_settings(TIMONEL_SERVICE_CIDRS=DUAL):  # lays out the second range, too
-            document = {"metadata": {"name": "both"}, "spec": {"ports": [{"port": 80}], "ipFamilyPolicy": "RequireDualStack"}}
+            document = {
+                "metadata": {"name": "both"},
+                "spec": {"ports": [{"port": 80}], "ipFamilyPolicy": "RequireDualStack"},
+            }
             store.create(kinds.SERVICE, document, namespace="default", actor=ACTOR)
             store.delete(kinds.SERVICE, "default", "both", actor=ACTOR)
         user = get_user_model().objects.create(username="corpus", is_staff=True, is_superuser=True)

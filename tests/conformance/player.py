@@ -63,7 +63,7 @@ class InProcess:
         self.client = Client()
 
     def send(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
-        media = headers.pop("Content-Type", "application/octet-stream")
+        media = headers.pop("Content-Type", "")
         response = self.client.generic(method, path, body or b"", content_type=media, headers=headers, secure=True)
         content_type = response.headers.get("Content-Type", "").split(";")[0]
         return Answer(

@@ -30,7 +30,7 @@ def _expected_failures() -> dict[str, str]:
     """Case -> why it does not pass yet."""
     lines = (HERE / "expected_failures.txt").read_text().splitlines()
     pairs = (line.split(None, 1) for line in lines if line and not line.startswith("#"))
-    return {name: reason for name, reason in pairs}
+    return {pair[0]: pair[1] for pair in pairs}
 
 
 CASES = {f"{case['area']}/{case['name']}": case for case in _cases()}
@@ -41,13 +41,16 @@ def _is_streamed(case: dict) -> bool:
     return any(step.get("watch") for step in case["steps"])
 
 
+def _marks(name: str) -> Iterator[pytest.MarkDecorator]:
+    if name in EXPECTED_FAILURES:
+        yield pytest.mark.xfail(reason=EXPECTED_FAILURES[name], strict=True)
+    if any("repeat" in step for step in CASES[name]["steps"]):
+        yield pytest.mark.slow
+
+
 def _params(*, streamed: bool) -> list:
     return [
-        pytest.param(
-            name,
-            id=name,
-            marks=[pytest.mark.xfail(reason=EXPECTED_FAILURES[name], strict=True)] if name in EXPECTED_FAILURES else [],
-        )
+        pytest.param(name, id=name, marks=[*_marks(name)])
         for name, case in CASES.items()
         if _is_streamed(case) == streamed
     ]

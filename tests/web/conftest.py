@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from django.contrib.auth import get_user_model
+from django.db import connection
 from django.test import Client
 
 PASSWORD = "long enough for a test"
@@ -41,7 +42,7 @@ def server(transactional_db) -> Iterator[str]:
 
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(application, lifespan="off", log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(application, lifespan="off", log_level="warning", timeout_graceful_shutdown=10)
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, name="uvicorn")
     thread.start()
@@ -50,3 +51,6 @@ def server(transactional_db) -> Iterator[str]:
     thread.join(20)
     assert not thread.is_alive(), "the web server does not end"
     listener.close()
+    # Its threads' connections wait in the pool, and the test database cannot be dropped while they do.
+    connection.close()
+    connection.close_pool()

@@ -80,7 +80,9 @@ def add_api_node(name: str, address: str) -> None:
 def add_node(name: str, address: str, *, state: str = "Live", behind: int = 0, **report: Any) -> NodeSync:
     """An enrolled node that lacks the newest `behind` changes that concern nodes."""
     add_api_node(name, address)
-    key, _ = SshKey.objects.get_or_create(name="cluster", defaults={"public": "ssh-ed25519 AAAA", "private_encrypted": b"sealed"})
+    key, _ = SshKey.objects.get_or_create(
+        name="cluster", defaults={"public": "ssh-ed25519 AAAA", "private_encrypted": b"sealed"}
+    )
     access = NodeAccess.objects.create(node=name, address=address, host_key="ssh-ed25519 AAAA", ssh_key=key)
     if state == "Pending":
         return NodeSync.objects.create(node=access)

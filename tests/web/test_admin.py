@@ -28,7 +28,9 @@ def names(models) -> list[str]:
 
 @pytest.fixture
 def cluster(db):
-    sample.build_shop()
+    sample.add_node("node-1", "192.0.2.1")
+    sample.add_service("shop", "web", type="NodePort")
+    sample.add_pod("shop", "web-1", app="web", ip="10.1.0.1")
     sample.add_service("shop", "odd", annotations={"example.org/note": HOSTILE})
 
 
@@ -55,7 +57,9 @@ def test_a_table_is_shown_searched_and_never_written(administrator, cluster, mod
 
 
 @pytest.mark.parametrize(
-    ("model", "query"), [(Service, {"type": "NodePort"}), (Change, {"kind": "services", "verb": "ADDED"})], ids=["type", "log"]
+    ("model", "query"),
+    [(Service, {"type": "NodePort"}), (Change, {"kind": "services", "verb": "ADDED"})],
+    ids=["type", "log"],
 )
 def test_filters_narrow_the_list(administrator, cluster, model, query):
     page = administrator.get(table(model), query)
@@ -133,5 +137,7 @@ def test_a_large_table_is_counted_roughly(cluster, monkeypatch):
     assert RoughPaginator(Change.objects.order_by("revision"), 50).count == exact
     monkeypatch.setattr(RoughPaginator, "EXACT_BELOW", 1)
     Change.objects.filter(revision=exact).delete()
-    assert RoughPaginator(Change.objects.order_by("revision"), 50).count == exact, "the estimate, from before the delete"
+    assert RoughPaginator(Change.objects.order_by("revision"), 50).count == exact, (
+        "the estimate, from before the delete"
+    )
     assert RoughPaginator(Change.objects.filter(verb="ADDED").order_by("revision"), 50).count < exact

@@ -41,7 +41,9 @@ def node(name="n1", state=LIVE, applied=40, **more):
         pytest.param(node(state=QUARANTINED, applied=10), 40, (QUARANTINED, False), id="quarantined"),
         pytest.param(node(state=FAILED, applied=10), 40, (FAILED, False), id="failed"),
         pytest.param(node(state=PENDING, applied=0), 40, (PENDING, False), id="never reached"),
-        pytest.param(node(state=UNREACHABLE, applied=40, rejected=REFUSED), 40, (REJECTED, False), id="refused, then lost"),
+        pytest.param(
+            node(state=UNREACHABLE, applied=40, rejected=REFUSED), 40, (REJECTED, False), id="refused, then lost"
+        ),
     ],
 )
 def test_status_of_a_service_on_a_node(report, changed, expected):
@@ -80,7 +82,7 @@ def test_a_connected_node_that_lacks_changes_or_refused_some_is_not_plainly_live
 
 
 def test_few_nodes_are_all_listed_the_live_ones_first():
-    nodes = [node("b", UNREACHABLE), node("a"), node("c", applied=10), node("d")]
+    nodes = [node("d"), node("b", UNREACHABLE), node("a"), node("c", applied=10)]
     liveness = liveness_of(KEY, 40, nodes, LAG)
     assert [holding.node.name for holding in liveness.listed] == ["a", "d", "b", "c"]
     assert liveness.counts == ((UNREACHABLE, 1), (BEHIND, 1), (LIVE, 2))
@@ -101,7 +103,13 @@ def test_all_live_needs_a_node():
 
 
 def test_nodes_that_ask_for_a_person_come_first():
-    nodes = [node("live"), node("new", NOT_ENROLLED), node("lost", UNREACHABLE), node("odd", rejected=REFUSED), node("a")]
+    nodes = [
+        node("live"),
+        node("new", NOT_ENROLLED),
+        node("lost", UNREACHABLE),
+        node("odd", rejected=REFUSED),
+        node("a"),
+    ]
     assert [report.name for report in sort_nodes(nodes)] == ["odd", "lost", "new", "a", "live"]
 
 

@@ -1,0 +1,301 @@
+"""Names on the node: Knot holds the cluster's zones on loopback, unbound answers clients in front of it.
+
+Knot changes record by record in a transaction and answers from the next query on; unbound does not keep what comes
+from it, follows aliases to names outside and forwards everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.daemons import Daemon
+from agents.errors import AgentError, InvalidResource
+from agents.knot import Control, Item
+from agents.state import Change
+
+KNOT_ADDRESS, KNOT_PORT = "127.0.0.1", 8053
+_NAME = r"(?:[a-z0-9_*](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+"
+_V4 = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
+_RECORD = re.compile(rf"(?P<owner>{_NAME}) (?P<type>A|AAAA|PTR|CNAME|SRV) (?P<data>[0-9a-z_.:* -]+)")
+_DATA = {
+    "A": re.compile(_V4),
+    "AAAA": re.compile(r"[0-9a-f:]+(?:\.[0-9.]+)?"),
+    "PTR": re.compile(_NAME),
+    "CNAME": re.compile(_NAME),
+    "SRV": re.compile(rf"[0-9]{{1,5}} [0-9]{{1,5}} [0-9]{{1,5}} {_NAME}"),
+}
+
+
+@dataclass(frozen=True)
+class Zones:
+    """What the servers are set up for. domain: the cluster's, without final dot. reverse: with final dot."""
+
+    domain: str
+    listen: str
+    reverse: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (f"{self.domain}.", *self.reverse)
+
+    def zone_of(self, owner: str) -> str | None:
+        """The zone that holds a name, None when none does."""
+        found = [zone for zone in self.all if owner == zone or owner.endswith(f".{zone}")]
+        return max(found, key=len, default=None)
+
+
+def parse(key: str, value: str) -> tuple[str, str, str, str]:
+    """(owner, type, data, ttl) of a resource. Raises InvalidResource."""
+    match = _RECORD.fullmatch(key)
+    if match is None or not _DATA[match["type"]].fullmatch(match["data"]) or not value.isdigit() or len(key) > 700:
+        raise InvalidResource(f"cannot read record {key[:100]!r} with lifetime {value[:20]!r}")
+    return match["owner"], match["type"], match["data"], value
+
+
+class Names:
+    """Both servers and the records in them. Every failure is an AgentError DnsFailed or DnsMissing."""
+
+    def __init__(self, directory: Path, run_directory: Path) -> None:
+        self._directory, self._run = directory / "dns", run_directory
+        self._knot_run, self._unbound_run = run_directory / "knot", run_directory / "unbound"
+        self._control = str(self._knot_run / "knot.sock")
+        self._knot_conf, self._unbound_conf = self._directory / "knot.conf", self._directory / "unbound.conf"
+        self._knot = Daemon(
+            ["knotd", "-c", str(self._knot_conf), "-d"], self._knot_run / "knot.pid", self._directory / "knot.log"
+        )
+        self._unbound = Daemon(
+            ["unbound", "-c", str(self._unbound_conf)],
+            self._unbound_run / "unbound.pid",
+            self._directory / "unbound.log",
+        )
+        self.zones: Zones | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether what should run does; nothing should without zones."""
+        return self.zones is None or (self._knot.pid is not None and self._unbound.pid is not None)
+
+    def start(self, zones: Zones, elements: Mapping[str, str]) -> None:
+        """Run both servers for these zones with exactly these records; what runs and is right stays."""
+        self._make_directories()
+        knot_changed = _write(self._knot_conf, self._knot_text(zones))
+        unbound_changed = _write(self._unbound_conf, self._unbound_text(zones))
+        for zone in zones.all:
+            _write(self._directory / f"{zone}zone", _zone_text(zone))
+        self.zones = zones
+        if knot_changed:
+            self._knot.stop()
+        self._knot.start()
+        self._sync(elements)
+        if unbound_changed:
+            self._unbound.stop()
+        self._unbound.start()
+        _wait_for_answer(zones.listen, zones.all[0])
+
+    def commit(self, change: Change) -> None:
+        """Apply a change of records: all of a zone's at once."""
+        if not change or self.zones is None:
+            return
+        commands: dict[str, list[Item]] = {}
+        for verb, elements in (("zone-unset", change.deletes), ("zone-set", change.adds)):
+            for key, value in elements.items():
+                owner, kind, data, ttl = parse(key, value)
+                zone = self.zones.zone_of(owner)
+                if zone is None:
+                    raise AgentError("DnsFailed", f"no zone of this node holds {owner}")
+                item = {"cmd": verb, "zone": zone, "owner": owner, "type": kind, "data": data}
+                if verb == "zone-set":
+                    item["ttl"] = ttl
+                commands.setdefault(zone, []).append(item)
+        with Control(self._control) as control:
+            for zone, items in commands.items():
+                self._transaction(control, zone, items)
+
+    def stop(self) -> None:
+        """End both servers."""
+        self._unbound.stop()
+        self._knot.stop()
+        self.zones = None
+
+    def _transaction(self, control: Control, zone: str, items: Iterable[Item]) -> None:
+        try:
+            control.ask("zone-begin", zone=zone)
+        except AgentError:
+            # An agent that was killed left one open.
+            control.ask("zone-abort", zone=zone)
+            control.ask("zone-begin", zone=zone)
+        try:
+            control.ask_all(items)
+            control.ask("zone-commit", zone=zone)
+        except AgentError:
+            control.ask("zone-abort", zone=zone)
+            raise
+
+    def _sync(self, elements: Mapping[str, str]) -> None:
+        """Compare what Knot holds with what it should, and change the difference."""
+        assert self.zones is not None
+        held: dict[str, str] = {}
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                with Control(self._control) as control:
+                    for zone in self.zones.all:
+                        for item in control.ask("zone-read", zone=zone):
+                            if item["type"] in _DATA and item["owner"] not in self.zones.all:
+                                held[f"{item['owner']} {item['type']} {item['data']}"] = item["ttl"]
+                break
+            except AgentError:
+                # It has just been started: the socket and the zones come a moment later.
+                if time.monotonic() > deadline:
+                    raise
+                held = {}
+                time.sleep(0.02)
+        deletes = {key: ttl for key, ttl in held.items() if elements.get(key) != ttl}
+        adds = {key: ttl for key, ttl in elements.items() if held.get(key) != ttl}
+        self.commit(Change(deletes, adds))
+
+    def _make_directories(self) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._run.mkdir(parents=True, exist_ok=True)
+        for directory, user in ((self._knot_run, "knot"), (self._unbound_run, "unbound")):
+            directory.mkdir(exist_ok=True)
+            if _exists(user):
+                entry = pwd.getpwnam(user)
+                os.chown(directory, entry.pw_uid, entry.pw_gid)
+
+    def _knot_text(self, zones: Zones) -> str:
+        lines = [
+            "# Written by Timonel's agent; changes are lost.",
+            "server:",
+            f"    rundir: {self._knot_run}",
+            f"    pidfile: {self._knot.pid_file}",
+            f"    listen: {KNOT_ADDRESS}@{KNOT_PORT}",
+            *(["    user: knot:knot"] if _exists("knot") else []),
+            "    udp-workers: 1",
+            "    tcp-workers: 1",
+            "    background-workers: 1",
+            "control:",
+            f"    listen: {self._control}",
+            "log:",
+            "  - target: syslog",
+            "    any: warning",
+            "database:",
+            f"    storage: {self._knot_run}",
+            "template:",
+            "  - id: default",
+            f"    storage: {self._directory}",
+            '    file: "%s.zone"',
+            "    zonefile-sync: -1",
+            "    zonefile-load: whole",
+            "    journal-content: none",
+            "    semantic-checks: off",
+            "zone:",
+            *(f"  - domain: {zone}" for zone in zones.all),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _unbound_text(self, zones: Zones) -> str:
+        lines = [
+            "# Written by Timonel's agent; changes are lost.",
+            "server:",
+            f"    interface: {zones.listen}",
+            "    ip-freebind: yes",
+            "    access-control: 0.0.0.0/0 allow",
+            "    do-daemonize: yes",
+            f'    username: "{"unbound" if _exists("unbound") else ""}"',
+            '    chroot: ""',
+            f'    directory: "{self._unbound_run}"',
+            f'    pidfile: "{self._unbound.pid_file}"',
+            "    use-syslog: no",
+            '    logfile: ""',
+            "    verbosity: 0",
+            "    num-threads: 1",
+            '    module-config: "iterator"',
+            "    do-not-query-localhost: no",
+            "    hide-identity: yes",
+            "    hide-version: yes",
+            *(f'    local-zone: "{zone}" transparent' for zone in zones.all),
+            "remote-control:",
+            "    control-enable: no",
+        ]
+        for zone in zones.all:
+            lines += [
+                "stub-zone:",
+                f'    name: "{zone}"',
+                f"    stub-addr: {KNOT_ADDRESS}@{KNOT_PORT}",
+                "    stub-no-cache: yes",
+            ]
+        upstream = upstream_servers(zones.listen)
+        if upstream:
+            lines += ["forward-zone:", '    name: "."', *(f"    forward-addr: {address}" for address in upstream)]
+        return "\n".join(lines) + "\n"
+
+
+def upstream_servers(own: str, path: str = "/etc/resolv.conf") -> list[str]:
+    """The host's name servers, without this node's own address."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError:
+        return []
+    words = [line.split() for line in text.splitlines()]
+    found = [line[1] for line in words if len(line) > 1 and line[0] == "nameserver"]
+    return [address for address in found if address != own and "%" not in address]
+
+
+def _zone_text(zone: str) -> str:
+    """A zone without any record of ours; what follows comes through the control socket."""
+    return f"{zone} 5 SOA ns.dns.{zone} hostmaster.{zone} 1 7200 1800 86400 5\n{zone} 5 NS ns.dns.{zone}\n"
+
+
+def _write(path: Path, text: str) -> bool:
+    """Whether the file had another text; it has this one now."""
+    try:
+        if path.read_text() == text:
+            return False
+    except OSError:
+        pass
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    os.chmod(new, 0o644)
+    os.replace(new, path)
+    return True
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
+
+
+def _wait_for_answer(address: str, zone: str, timeout_s: float = 5.0) -> None:
+    """Until the server at an address knows the zone's SOA. Raises AgentError DnsFailed."""
+    name = b"".join(bytes([len(label)]) + label.encode() for label in zone.rstrip(".").split(".")) + b"\0"
+    question = struct.pack("!6H", 0x5449, 0x0100, 1, 0, 0, 0) + name + struct.pack("!2H", 6, 1)
+    deadline = time.monotonic() + timeout_s
+    last = "no answer"
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(0.2)
+            try:
+                client.connect((address, 53))
+                client.send(question)
+                answer = client.recv(4096)
+            except OSError as err:
+                last = str(err)
+                time.sleep(0.02)
+                continue
+        if answer[:2] == question[:2] and answer[3] & 15 == 0:
+            return
+        last = f"answer code {answer[3] & 15}"
+        time.sleep(0.02)
+    raise AgentError("DnsFailed", f"unbound at {address} does not answer for {zone}: {last}. Is port 53 taken there?")

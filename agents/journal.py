@@ -1,0 +1,98 @@
+"""What the node holds, on disk: the last full state and the pushes since, each line with its checksum.
+
+A push is written before it is applied, so that an agent killed in between finds it and goes on. A torn last line is
+passed over: the control plane sends again what the node says it lacks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+from agents.state import Refusal, State, apply
+
+Message = dict[str, Any]
+
+
+class Journal:
+    """One file; at most one process writes it (see agents.lock)."""
+
+    def __init__(self, path: Path, least_size: int = 1 << 20) -> None:
+        """least_size: in bytes; a shorter file is not rewritten."""
+        self.path = path
+        self._least_size = least_size
+        self._base_size = 0
+        self._size = 0
+
+    def load(self) -> State:
+        """The state as of the last whole line; an empty one when there is no file."""
+        state = State()
+        whole = 0
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            content = b""
+        for line in content.splitlines(keepends=True):
+            message = _read(line)
+            if message is None:
+                break
+            whole += len(line)
+            if "cluster" in message:
+                state = State(message["cluster"])
+            barred = {owner: Refusal(*why) for owner, why in message.get("barred", {}).items()}
+            if message["revision"]:
+                state, _ = apply(state, message["revision"], message["since"], message["owners"], barred)
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        self._size = whole
+        return state
+
+    def append(self, revision: int, since: int | None, owners: Message, barred: dict[str, Refusal]) -> None:
+        """Note a push that is about to be applied. Raises OSError; the file is as before then."""
+        message: Message = {"revision": revision, "since": since, "owners": owners}
+        if barred:
+            message["barred"] = {owner: [why.reason, why.message] for owner, why in barred.items()}
+        line = _line(message)
+        try:
+            with open(self.path, "ab") as file:
+                file.write(line)
+        except OSError:
+            if self.path.exists():
+                os.truncate(self.path, self._size)
+            raise
+        self._size += len(line)
+
+    @property
+    def is_long(self) -> bool:
+        """Whether rewriting it is worth while."""
+        return self._size > max(self._least_size, 2 * self._base_size)
+
+    def rewrite(self, state: State) -> None:
+        """Replace the file by the state alone, whole or not at all."""
+        barred = {owner: [why.reason, why.message] for owner, why in state.refused.items() if owner in state.barred}
+        message = {"cluster": state.cluster, "revision": state.revision, "since": None, "owners": state.resources()}
+        line = _line({**message, "barred": barred})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(self.path.name + ".new")
+        with open(new, "wb") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.path)
+        self._base_size = self._size = len(line)
+
+
+def _line(message: Message) -> bytes:
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _read(line: bytes) -> Message | None:
+    checksum, _, body = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
+        return None
+    message: Message = json.loads(body)
+    return message

@@ -1,0 +1,220 @@
+"""The node as a whole: what was pushed, on disk, in the kernel, in the name servers.
+
+A push goes: judge, write down, then kernel, names, flows. Whatever fails on the way leaves the push written down and
+`is_in_force` false: the next request, or the watch, repairs in place from what is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from agents import conntrack, dns, host, nftables
+from agents.errors import AgentError, InvalidResource
+from agents.journal import Journal
+from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, check_base
+
+logger = logging.getLogger(__name__)
+
+Owners = dict[str, list[list[str]]]
+
+DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
+_DRIVERS = ("nft4", "dns", "host")
+
+
+class Node:
+    """One process at a time has one; `agents.lock` sees to it."""
+
+    def __init__(self, directory: Path = DIRECTORY, run_directory: Path = RUN_DIRECTORY) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._journal = Journal(directory / "journal")
+        self._table = nftables.Table()
+        self._names = dns.Names(directory, run_directory)
+        self._flows = conntrack.UdpFlows()
+        self.state: State = self._journal.load()
+        self.is_in_force = False
+
+    # What is held
+
+    @property
+    def cluster(self) -> str | None:
+        return self.state.cluster
+
+    @property
+    def revision(self) -> int:
+        return self.state.revision
+
+    @property
+    def digest(self) -> str:
+        return self.state.digest if self.state.owners else EMPTY_DIGEST
+
+    def adopt(self, cluster: str) -> None:
+        """Belong to a control plane; what another one pushed goes with its first full push."""
+        if self.state.cluster == cluster:
+            return
+        fresh = State(cluster)
+        if self.state.owners:
+            # Kept in force until the new control plane's first push replaces it, so that nothing breaks meanwhile.
+            fresh, _ = apply(fresh, 0, None, self.state.resources())
+        self.state = fresh
+        self._journal.rewrite(self.state)
+        self.is_in_force = False
+
+    # Changing it
+
+    def apply(self, cluster: str, revision: int, since: int | None, owners: Owners) -> dict[str, dict[str, str]]:
+        """Apply a push; owner -> reason and message for those not in force.
+
+        Raises ApplyError before anything happened; AgentError when it is written down but not in force yet.
+        """
+        if cluster != self.state.cluster:
+            raise AgentError(
+                "OtherCluster",
+                f"this node belongs to control plane {self.state.cluster or 'none'}, not {cluster}; enrol it again",
+            )
+        check_base(self.state, revision, since)
+        if since is not None and revision == self.state.revision:
+            self.ensure()
+            return self.rejected()
+        barred = judge(owners)
+        try:
+            self._journal.append(revision, since, owners, barred)
+        except OSError as err:
+            raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
+        was_in_force, self.is_in_force = self.is_in_force, False
+        self.state, delta = apply(self.state, revision, since, owners, barred)
+        if was_in_force:
+            self._enforce(delta.changes)
+        else:
+            self.repair()
+        if self._journal.is_long:
+            self._journal.rewrite(self.state)
+        return self.rejected()
+
+    def _enforce(self, changes: Mapping[str, Change]) -> None:
+        """Bring a change into force on what is in force already."""
+        commands = self._flows.follow(changes.get("nft4", Change()))
+        try:
+            self._table.commit(changes.get("nft4", Change()))
+        except AgentError as err:
+            if err.reason == "NftMissing":
+                raise
+            logger.warning("refilling the table: %s reason=%s", err.message, err.reason)
+            self.repair()
+            return
+        if "host" in changes:
+            self._settle_host()
+        elif "dns" in changes:
+            try:
+                self._names.commit(changes["dns"])
+            except AgentError as err:
+                logger.warning("comparing all names: %s reason=%s", err.message, err.reason)
+                self._start_names()
+        self.is_in_force = True
+        for problem in conntrack.forget(commands):
+            logger.warning("%s reason=ConntrackFailed", problem)
+
+    def repair(self) -> None:
+        """Make everything what is written down, whatever it is now. Raises AgentError when that is impossible."""
+        began = time.monotonic()
+        self.is_in_force = False
+        if not self.state.owners:
+            self.is_in_force = True  # nothing was ever pushed
+            return
+        elements = self.state.elements("nft4")
+        self._table.refill(elements, host.links())
+        self._flows.refill(elements.items())
+        self._settle_host()
+        self.is_in_force = True
+        logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
+
+    def ensure(self) -> None:
+        """Repair when something is known to be wrong. Raises AgentError when that is impossible."""
+        if not self.is_in_force:
+            if not self._is_as_left():
+                self.repair()
+                return
+            # A new process over a table that its predecessor left right.
+            elements = self.state.elements("nft4")
+            self._table.take_over(elements, host.links())
+            self._flows.refill(elements.items())
+            self._settle_host()
+            self.is_in_force = True
+
+    def watch(self) -> str:
+        """Look whether kernel and servers are still what they should be, and repair; "" or what was wrong."""
+        if not self.state.owners:
+            return ""
+        if not self.is_in_force:
+            self.repair()
+            return "what was pushed was not in force"
+        if not self._is_as_left():
+            self.repair()
+            return "somebody changed the kernel's table"
+        if self._table.set_links(host.links()):
+            host.let_bridges_turn_back()
+        if not self._names.is_running:
+            self._start_names()
+            return "a name server had ended"
+        return ""
+
+    def rejected(self) -> dict[str, dict[str, str]]:
+        """Owner -> reason and message, of all that are not in force."""
+        return {
+            owner: {"reason": why.reason, "message": why.message} for owner, why in sorted(self.state.refused.items())
+        }
+
+    def cleanup(self) -> None:
+        """Take everything off the host but the agent itself."""
+        self._names.zones = host.zones(self.state.elements("host"))
+        self._names.stop()
+        self._table.delete()
+        host.restore(self.state.elements("host"))
+
+    def _is_as_left(self) -> bool:
+        known = self._table.sum if self.is_in_force else None
+        if known is None:
+            known = nftables.elements_sum(self.state.elements("nft4"))
+        return self._table.is_expected(known)
+
+    def _settle_host(self) -> None:
+        host.settle(self.state.elements("host"))
+        host.let_bridges_turn_back()
+        self._start_names()
+
+    def _start_names(self) -> None:
+        zones = host.zones(self.state.elements("host"))
+        if zones is None:
+            self._names.stop()
+        else:
+            self._names.start(zones, self.state.elements("dns"))
+
+
+def judge(owners: Owners) -> dict[str, Refusal]:
+    """The owners with a resource that cannot be read. Raises ApplyError for what is no push at all."""
+    barred: dict[str, Refusal] = {}
+    for owner, resources in owners.items():
+        for resource in resources:
+            if len(resource) != 3 or not all(isinstance(part, str) for part in resource):
+                raise ApplyError(f"cannot read the push: {owner!r} has a resource that is not [driver, key, value]")
+            driver, key, value = resource
+            try:
+                _judge(driver, key, value)
+            except InvalidResource as err:
+                barred[owner] = Refusal("InvalidResource", str(err))
+                break
+    return barred
+
+
+def _judge(driver: str, key: str, value: str) -> None:
+    if driver == "nft4":
+        nftables.spell(key, value)
+    elif driver == "dns":
+        dns.parse(key, value)
+    elif driver == "host":
+        host.check(key, value)
+    else:
+        raise InvalidResource(f"this agent knows no driver {driver[:50]!r}, only {', '.join(_DRIVERS)}")
