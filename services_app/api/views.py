@@ -18,7 +18,7 @@ from rest_framework.views import APIView
 from services_app import changes, store
 from services_app.api import auth, media
 from services_app.api.paths import Target, parse
-from services_app.spec import kinds, objects, patches, tables
+from services_app.spec import kinds, objects, patches, protobuf, tables
 from services_app.spec.errors import (
     ApiError,
     BadRequest,
@@ -277,7 +277,9 @@ class ObjectView(ApiView):
         options: Document = {}
         if body.strip():
             try:
-                options = json.loads(body)
+                content_type = request.headers.get("Content-Type") or media.JSON
+                is_protobuf = content_type.split(";")[0].strip() == protobuf.PROTOBUF
+                options = protobuf.decode(body) if is_protobuf else json.loads(body)
             except ValueError as err:
                 raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
             if options.get("kind", "DeleteOptions") != "DeleteOptions":

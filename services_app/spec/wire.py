@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from services_app.spec import schema
+from services_app.spec import protobuf, schema
 from services_app.spec.errors import BadRequest, UnsupportedMediaType
 from services_app.spec.kinds import Kind
+from services_app.spec.protobuf import PROTOBUF
 
 Document = dict[str, Any]
 
@@ -81,13 +82,15 @@ for _tag in ("binary", "omap", "pairs", "set", "timestamp"):  # would make what 
 
 
 def parse(body: bytes, content_type: str) -> Any:
-    """The value of a body. Raises BadRequest and, for other media than JSON and YAML, UnsupportedMediaType."""
+    """The value of a body. Raises BadRequest and, for other media than JSON, YAML, protobuf, UnsupportedMediaType."""
     media = content_type.split(";")[0].strip().lower() or JSON
     if media == YAML:
         try:
             return yaml.load(body, Loader=_YamlLoader)
         except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as err:
             raise BadRequest(f"error converting YAML to JSON: {err}") from err
+    if media == PROTOBUF:
+        return protobuf.decode(body)
     if media != JSON:
         raise UnsupportedMediaType(
             f"the body of the request was in an unknown format - accepted media types include: {JSON}, {YAML}"
@@ -214,7 +217,7 @@ class _Decoder:
             return int(value)
         if type_name == "quantity":
             return self.quantity(value)
-        right: type | tuple[type, ...] = _PYTHON_TYPES.get(type_name, str)
+        right: Any = _PYTHON_TYPES.get(type_name, str)
         if not isinstance(value, right) or (type_name == "float" and isinstance(value, bool)):
             raise self.wrong(value, owner, path, _GO_TYPES.get(type_name, type_name))
         if type_name in ("time", "microtime") and value and not _TIME.fullmatch(value):

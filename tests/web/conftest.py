@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from django.contrib.auth import get_user_model
-from django.db import connection
 from django.test import Client
 
 PASSWORD = "long enough for a test"
@@ -51,6 +50,3 @@ def server(transactional_db) -> Iterator[str]:
     thread.join(20)
     assert not thread.is_alive(), "the web server does not end"
     listener.close()
-    # Its threads' connections wait in the pool, and the test database cannot be dropped while they do.
-    connection.close()
-    connection.close_pool()
