@@ -146,7 +146,7 @@ def settle(elements: Mapping[str, str]) -> None:
     except OSError as err:
         raise AgentError("HostFailed", f"cannot switch on forwarding in {forwarding}: {err.strerror}") from err
     if listen := elements.get("dns-listen"):
-        _ip("address", "replace", f"{listen}/32", "dev", "lo")
+        _ip("address", "replace", f"{listen}/32", "dev", "lo", "scope", "host")  # never a source of other traffic
     source = ["src", elements["node-address"]] if is_own(elements.get("node-address", "")) else []
     wanted = {key.partition(" ")[2] for key in elements if key.startswith("route ")}
     for line in _ip("-o", "route", "show", "proto", ROUTE_PROTOCOL).splitlines():

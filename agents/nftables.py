@@ -34,6 +34,7 @@ _SETS = {
     "slots": "map slots { type mark . classid : ipv4_addr . inet_service; }",
     "cluster_ips": "set cluster_ips { type ipv4_addr; }",
     "local_endpoints": "set local_endpoints { type ipv4_addr; }",
+    "hairpin": "set hairpin { type ipv4_addr . ipv4_addr; }",
     "same_link": "set same_link { type ifname . ifname; }",
     "generation": "set generation { type ipv6_addr; }",
 }
@@ -69,6 +70,10 @@ _CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
             "meta mark & 0x00004000 == 0x00000000 return",
             "meta mark set meta mark ^ 0x00004000",
             "meta priority set none",
+            # From the host to itself: nothing to translate, and by that link its own address does not look local.
+            'oifname "lo" return',
+            # A container that reaches itself. By the link alone this is not seen where bridged packets come here.
+            "ip saddr . ip daddr @hairpin masquerade fully-random",
             # Out by the link it came in: the reply would take the short way and miss the translation.
             "iifname . oifname @same_link masquerade fully-random",
             "ip daddr @local_endpoints return",
@@ -178,9 +183,11 @@ def _element_commands(verb: str, elements: Mapping[str, str]) -> list[str]:
     for key, value in elements.items():
         container, element, data = spell(key, value)
         texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
+        if container == "local_endpoints":
+            texts.setdefault("hairpin", []).append(f"{element} . {element}")
     return [
         f"{verb} element {TABLE} {container} {{ {', '.join(texts[container])} }}"
-        for container in CONTAINERS
+        for container in (*CONTAINERS, "hairpin")
         if container in texts
     ]
 

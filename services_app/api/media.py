@@ -24,7 +24,7 @@ def accept(header: str) -> Accepted:
     for part in header.split(","):
         media, *parameters = (piece.strip() for piece in part.split(";"))
         options = dict(p.partition("=")[::2] for p in parameters)
-        if media in ("*/*", "application/*"):
+        if media == "*/*":
             media = JSON
         if media not in (JSON, YAML):
             continue

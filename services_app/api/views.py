@@ -18,7 +18,7 @@ from rest_framework.views import APIView
 from services_app import changes, store
 from services_app.api import auth, media
 from services_app.api.paths import Target, parse
-from services_app.spec import kinds, objects, patches, protobuf, tables
+from services_app.spec import endpoints, kinds, objects, patches, protobuf, tables
 from services_app.spec.errors import (
     ApiError,
     BadRequest,
@@ -40,7 +40,6 @@ Document = dict[str, Any]
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
 VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-ENDPOINTS_WARNING = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"
 
 
 class _AsStored(BaseContentNegotiation):
@@ -120,7 +119,7 @@ class ObjectView(ApiView):
                 f'User "{self.actor.user}" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}',
             )
         if kind is kinds.ENDPOINTS:
-            self.warnings.append(ENDPOINTS_WARNING)
+            self.warnings.append(endpoints.DEPRECATED)
 
     # Verbs
 
@@ -140,11 +139,12 @@ class ObjectView(ApiView):
         if target.kind.namespaced and target.namespace is None:
             raise MethodNotAllowed
         dry_run = self._dry_run(request, "CreateOptions")
-        document = self._decode(request, target.kind)
+        document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
         stored = store.create(
             target.kind, document, namespace=target.namespace or "", actor=self.actor, dry_run=dry_run
         )
+        self._warn(objects.warnings(target.kind, json.loads(stored.document)))
         return self._object(stored, accepted, status=201)
 
     def put(self, request: Request) -> HttpResponse:
@@ -153,11 +153,9 @@ class ObjectView(ApiView):
             raise MethodNotAllowed
         accepted = media.accept(request.headers.get("Accept", ""))
         dry_run = self._dry_run(request, "UpdateOptions")
-        document = self._decode(request, target.kind)
+        document = self._decode(request, target.kind, "UpdateOptions")
         self._check_namespace(document, target)
-        name = (document.get("metadata") or {}).get("name")
-        if name != target.name:
-            raise BadRequest(f"the name of the object ({name or ''}) does not match the name on the URL ({target.name})")
+        self._check_name(document, target)
         return self._updated(target, lambda _: json.loads(json.dumps(document)), accepted, dry_run)
 
     def patch(self, request: Request) -> HttpResponse:
@@ -171,8 +169,10 @@ class ObjectView(ApiView):
         apply = patches.reader(content_type, target.kind, body)
 
         def change(current: Document) -> Document:
-            changed, unknown = objects.shaped(target.kind, apply(current))
-            self._note_unknown(request, unknown)
+            changed, unknown = patches.typed(target.kind, apply(current), strict=self._is_strict(request, "PatchOptions"))
+            self._note_unknown(request, unknown, "PatchOptions")
+            self._check_namespace(changed, target)
+            self._check_name(changed, target)
             return changed
 
         return self._updated(target, change, accepted, dry_run)
@@ -245,7 +245,7 @@ class ObjectView(ApiView):
             }
             return _encoded(body, accepted)
         head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{json.dumps(metadata)},"items":['
-        return _text("".join((head, ",".join(map(_without_type, page.documents)), "]}")), accepted)
+        return _text("".join((head, ",".join(_without_type(kind, text) for text in page.documents), "]}")), accepted)
 
     def _check_revision(self, revision: str, match: str, query: Any) -> None:
         if match:
@@ -261,15 +261,24 @@ class ObjectView(ApiView):
             raise ServerTimeout(f"Too large resource version: {revision}, current: {changes.head()}")
 
     def _updated(self, target: Target, change: Any, accepted: media.Accepted, dry_run: bool) -> HttpResponse:
+        before: Document = {}
+
+        def noting(current: Document) -> Document:
+            nonlocal before
+            before = json.loads(json.dumps(current))
+            return change(current)  # type: ignore[no-any-return]
+
         stored = store.update(
             target.kind,
             target.namespace or "",
             target.name,
-            change,
+            noting,
             subresource=target.subresource,
             actor=self.actor,
             dry_run=dry_run,
         )
+        if not target.subresource:
+            self._warn(objects.warnings(target.kind, json.loads(stored.document), before))
         return self._object(stored, accepted)
 
     def _delete_options(self, request: Request) -> Document:
@@ -337,7 +346,7 @@ class ObjectView(ApiView):
                 continue
         kind = target.kind
         head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{{"resourceVersion":"{changes.head()}"}},"items":['
-        return _text(head + ",".join(map(_without_type, deleted)) + "]}", accepted)
+        return _text(head + ",".join(_without_type(kind, text) for text in deleted) + "]}", accepted)
 
     def _body(self, request: Request) -> bytes:
         if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_BODY_BYTES:
@@ -347,22 +356,35 @@ class ObjectView(ApiView):
             raise RequestTooLarge(f"Request entity too large: limit is {MAX_BODY_BYTES}")
         return body
 
-    def _decode(self, request: Request, kind: Kind) -> Document:
+    def _decode(self, request: Request, kind: Kind, options: str) -> Document:
         body = self._body(request)
         content_type = request.headers.get("Content-Type") or media.JSON
         document, warnings = objects.decode_with_warnings(kind, body, content_type)
-        self._note_unknown(request, warnings)
+        self._note_unknown(request, warnings, options)
         return document
 
-    def _note_unknown(self, request: Request, warnings: list[str]) -> None:
+    def _note_unknown(self, request: Request, warnings: list[str], options: str) -> None:
         """Do what fieldValidation asks for with fields that are unknown or given twice."""
+        if self._is_strict(request, options):
+            if warnings:
+                raise objects.strict_error(warnings)
+        elif request.query_params.get("fieldValidation") != "Ignore":
+            self._warn(warnings)
+
+    def _warn(self, sentences: list[str]) -> None:
+        """Send sentences along with the answer, each once: a change may be tried several times."""
+        self.warnings += [text for text in sentences if text not in self.warnings]
+
+    def _is_strict(self, request: Request, options: str) -> bool:
         mode = request.query_params.get("fieldValidation", "") or "Warn"
         if mode not in ("Ignore", "Warn", "Strict"):
-            raise _bad_option("fieldValidation", mode, "NotSupported")
-        if warnings and mode == "Strict":
-            raise BadRequest(f"strict decoding error: {', '.join(warnings)}")
-        if mode == "Warn":
-            self.warnings += warnings
+            raise _bad_option("fieldValidation", mode, "NotSupported", options)
+        return mode == "Strict"
+
+    def _check_name(self, document: Document, target: Target) -> None:
+        name = (document.get("metadata") or {}).get("name") or ""
+        if name != target.name:
+            raise BadRequest(f"the name of the object ({name}) does not match the name on the URL ({target.name})")
 
     def _check_namespace(self, document: Document, target: Target) -> None:
         given = (document.get("metadata") or {}).get("namespace")
@@ -415,20 +437,22 @@ def _whole_number(text: str, name: str) -> int:
 
 
 def _bad_option(field: str, value: Any, kind: str, options: str = "ListOptions") -> ApiError:
-    class _Options:
-        group, kind, plural, api_version = media.META, options, options, f"{media.META}/v1"
+    return Invalid(options_kind(options), "", [FieldError(kind, field, value)])
 
-    return Invalid(_Options, "", [FieldError(kind, field, value)])  # type: ignore[arg-type]
+
+def options_kind(name: str) -> Kind:
+    """The kind that errors about a request's own options name: ListOptions and the like."""
+    return Kind(media.META, "v1", name, name, name)
 
 
 def _invalid_delete(error: FieldError) -> ApiError:
     return _bad_option(error.field, error.value, error.type, "DeleteOptions")
 
 
-def _without_type(document: str) -> str:
+def _without_type(kind: Kind, document: str) -> str:
     """A stored document as an item of a list, which does not repeat kind and apiVersion."""
-    start = document.find('"metadata"')
-    return "{" + document[start:] if 0 < start < 80 else document
+    prefix = f'{{"kind":"{kind.kind}","apiVersion":"{kind.api_version}",'
+    return "{" + document[len(prefix) :] if document.startswith(prefix) else document
 
 
 def _text(body: str, accepted: media.Accepted, *, status: int = 200) -> HttpResponse:

@@ -90,7 +90,7 @@ def parse(target: Target, query: str, accept: str) -> Request:
 
 
 def _invalid_options(field: str, value: Any, detail: str) -> ApiError:
-    return Invalid(None, "", [FieldError("Forbidden", field, value, detail)])
+    return Invalid(Kind(media.META, "v1", *3 * ("ListOptions",)), "", [FieldError("Forbidden", field, value, detail)])
 
 
 def _timeout(text: str) -> float:

@@ -63,7 +63,7 @@ class ApiClient:
                 self._local.connection = None
                 connection.close()
                 # A kept connection that the server closed meanwhile says nothing; a new one is asked once.
-                if is_last or not isinstance(err, http.client.RemoteDisconnected | ConnectionError):
+                if is_last or not isinstance(err, http.client.RemoteDisconnected | ConnectionError | ssl.SSLEOFError):
                     raise
         if response.status >= 400:
             raise ApiRefused(response.status, answer)

@@ -111,7 +111,7 @@ class Demo:
         port = next(iter(shown.ports.values()))[0]
         client = cluster.lab.nodes[1]
         client.stream("removal", virtual_ip, port, interval_ms=5)
-        cluster.applied("delete", "pod", gone.name, "-n", shown.namespace)
+        cluster.applied("delete", "pod", gone.name, "-n", shown.namespace, "--wait=false")
         self._step(f"kubectl delete pod {gone.name} -n {shown.namespace}")
         names = {e.name for e in rest.endpoints}
         for node in cluster.lab.nodes:
@@ -130,6 +130,7 @@ class Demo:
             shown.title, "vip", client.name, f"{virtual_ip}:{port} meanwhile", "0 failed", got, report["failed"] == 0
         )
         p.prove_kubectl(self.proof, cluster, rest, virtual_ip)
+        cluster.applied("delete", "pod", gone.name, "-n", shown.namespace, "--now")
         cluster.applied("apply", "-n", shown.namespace, "-f", "-", input=pods_text(shown))
 
     def _summary(self) -> None:
