@@ -35,7 +35,9 @@ class ApiObject(models.Model):
     """An object of the API: the exact JSON text handed out, and the columns a query or a person needs."""
 
     uid = models.UUIDField(primary_key=True)
-    namespace = models.TextField(db_collation=C_COLLATION, default="", blank=True, help_text="Empty for cluster-wide kinds.")
+    namespace = models.TextField(
+        db_collation=C_COLLATION, default="", blank=True, help_text="Empty for cluster-wide kinds."
+    )
     name = models.TextField(db_collation=C_COLLATION)
     revision = models.BigIntegerField(help_text="metadata.resourceVersion")
     created_at = models.DateTimeField()
@@ -106,7 +108,9 @@ class Pod(ApiObject):
     node_name = models.TextField(default="", db_collation=C_COLLATION)
     pod_ip = models.GenericIPAddressField(null=True)
     ready = models.BooleanField(default=False)
-    endpoint = models.JSONField(null=True, help_text="What endpoints depend on (plan.endpoints.traits); empty: nothing.")
+    endpoint = models.JSONField(
+        null=True, help_text="What endpoints depend on (plan.endpoints.traits); empty: nothing."
+    )
     gone_at = models.DateTimeField(null=True, help_text="When the grace period of its deletion ends.")
 
     class Meta(ApiObject.Meta):
@@ -192,8 +196,12 @@ class NodePortClaim(models.Model):
 class Pool(models.Model):
     """A range that addresses or ports are given out from, and how far it has been laid out as FreeValue rows."""
 
-    name = models.TextField(primary_key=True, help_text="A service range such as 10.96.0.0/16, or node-ports 30000-32767.")
-    next_offset = models.DecimalField(max_digits=40, decimal_places=0, default=0, help_text="Offsets below are laid out.")
+    name = models.TextField(
+        primary_key=True, help_text="A service range such as 10.96.0.0/16, or node-ports 30000-32767."
+    )
+    next_offset = models.DecimalField(
+        max_digits=40, decimal_places=0, default=0, help_text="Offsets below are laid out."
+    )
 
     def __str__(self) -> str:
         return self.name
@@ -272,13 +280,17 @@ class NodeSync(models.Model):
         QUARANTINED = "Quarantined", "its host key changed: nothing is sent until a person confirms the new one"
         FAILED = "Failed", "reached, but cannot apply"
 
-    node = models.OneToOneField(NodeAccess, on_delete=models.CASCADE, primary_key=True, related_name="sync", db_column="node")
+    node = models.OneToOneField(
+        NodeAccess, on_delete=models.CASCADE, primary_key=True, related_name="sync", db_column="node"
+    )
     state = models.TextField(choices=State.choices, default=State.PENDING)
     reason = models.TextField(default="", blank=True, help_text="A reason word, e.g. ConnectionRefused, NftMissing.")
     message = models.TextField(default="", blank=True, help_text="What happened and what to do.")
     applied_revision = models.BigIntegerField(default=0)
     digest = models.TextField(default="", blank=True)
-    rejected = models.JSONField(default=dict, help_text="Service ns/name -> {reason, message} for what the node refused.")
+    rejected = models.JSONField(
+        default=dict, help_text="Service ns/name -> {reason, message} for what the node refused."
+    )
     problems = models.JSONField(default=list, help_text="Preflight: list of {reason, message}.")
     facts = models.JSONField(default=dict)
     agent_version = models.TextField(default="", blank=True)

@@ -169,7 +169,9 @@ class ObjectView(ApiView):
         apply = patches.reader(content_type, target.kind, body)
 
         def change(current: Document) -> Document:
-            changed, unknown = patches.typed(target.kind, apply(current), strict=self._is_strict(request, "PatchOptions"))
+            changed, unknown = patches.typed(
+                target.kind, apply(current), strict=self._is_strict(request, "PatchOptions")
+            )
             self._note_unknown(request, unknown, "PatchOptions")
             self._check_namespace(changed, target)
             self._check_name(changed, target)
@@ -244,7 +246,9 @@ class ObjectView(ApiView):
                 "items": items,
             }
             return _encoded(body, accepted)
-        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{json.dumps(metadata)},"items":['
+        head = (
+            f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{json.dumps(metadata)},"items":['
+        )
         return _text("".join((head, ",".join(_without_type(kind, text) for text in page.documents), "]}")), accepted)
 
     def _check_revision(self, revision: str, match: str, query: Any) -> None:
@@ -306,7 +310,9 @@ class ObjectView(ApiView):
             rule = "orphanDependents and deletionPropagation cannot be both set"
             raise _invalid_delete(FieldError("Invalid", "propagationPolicy", policy, rule))
         if policy and policy not in ("Foreground", "Background", "Orphan"):
-            raise _invalid_delete(FieldError("NotSupported", "propagationPolicy", policy, "Foreground, Background, Orphan"))
+            raise _invalid_delete(
+                FieldError("NotSupported", "propagationPolicy", policy, "Foreground, Background, Orphan")
+            )
         if options.get("orphanDependents"):
             options["propagationPolicy"] = "Orphan"
         return options

@@ -17,7 +17,7 @@ from services_app.api import auth, feed, media
 from services_app.api.paths import Target
 from services_app.models import Change
 from services_app.spec import tables
-from services_app.spec.errors import ApiError, BadRequest, Expired, Forbidden, FieldError, Invalid, Unauthorized
+from services_app.spec.errors import ApiError, BadRequest, Expired, FieldError, Forbidden, Invalid, Unauthorized
 from services_app.spec.kinds import Kind
 from services_app.spec.selectors import FieldSelector, Selector, parse_field_selector, parse_label_selector
 
@@ -63,11 +63,17 @@ def parse(target: Target, query: str, accept: str) -> Request:
     match = options.get("resourceVersionMatch", "")
     if initial_text:
         if match != "NotOlderThan":
-            raise _invalid_options("resourceVersionMatch", match, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
+            raise _invalid_options(
+                "resourceVersionMatch", match, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            )
         if options.get("allowWatchBookmarks", "") not in ("true", "1"):
             raise _invalid_options("allowWatchBookmarks", False, "sendInitialEvents requires allowWatchBookmarks")
     elif match:
-        raise _invalid_options("resourceVersionMatch", match, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
+        raise _invalid_options(
+            "resourceVersionMatch",
+            match,
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )
     if revision_text and not revision_text.isdigit():
         raise BadRequest(f'Invalid value: "{revision_text}": strconv.ParseUint: invalid syntax')
     sends_initial = initial_text in ("true", "1")
@@ -162,7 +168,9 @@ def _authorize(headers: dict[str, str], target: Target) -> None:
     if user is None:
         raise Unauthorized
     if not auth.may(user, "watch", target.kind, target.namespace):
-        raise Forbidden(target.kind, target.name, f'User "{user.username}" cannot watch resource "{target.kind.plural}"')
+        raise Forbidden(
+            target.kind, target.name, f'User "{user.username}" cannot watch resource "{target.kind.plural}"'
+        )
 
 
 async def _events(request: Request) -> AsyncIterator[bytes]:

@@ -73,9 +73,7 @@ def _make_server(files: Certificates, ca_key_file: Path, hosts: list[str]) -> No
     builder = builder.add_extension(
         x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False
     )
-    builder = builder.add_extension(
-        x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False
-    )
+    builder = builder.add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     _write(files.server_key, _pem(key), 0o600)
     certificate = builder.sign(ca_key, hashes.SHA256())
     _write(files.server, certificate.public_bytes(serialization.Encoding.PEM), 0o644)

@@ -51,7 +51,9 @@ class Postgres:
         if not (self.data / "PG_VERSION").exists():
             # A first start that was interrupted leaves half a directory behind.
             shutil.rmtree(self.data, ignore_errors=True)
-            self._call("initdb", "-D", str(self.data), "-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8")
+            self._call(
+                "initdb", "-D", str(self.data), "-U", USER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C.UTF-8"
+            )
 
     def _hand_over(self) -> None:
         owner = pwd.getpwnam("postgres")
@@ -105,7 +107,12 @@ class Postgres:
 
     def _call(self, name: str, *arguments: str) -> None:
         done = subprocess.run(
-            [*_as_postgres(), _binary(name), *arguments], capture_output=True, text=True, timeout=120, check=False, cwd="/"
+            [*_as_postgres(), _binary(name), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            cwd="/",
         )
         if done.returncode:
             raise RuntimeError(f"{name} failed: {(done.stderr or done.stdout).strip()}")
@@ -124,5 +131,7 @@ def _binary(name: str) -> str:
         return str(versions[-1])
     found = shutil.which(name)
     if found is None:
-        raise RuntimeError(f"{name} is not installed; run `make packages`, or set DATABASE_URL to a PostgreSQL that runs")
+        raise RuntimeError(
+            f"{name} is not installed; run `make packages`, or set DATABASE_URL to a PostgreSQL that runs"
+        )
     return found

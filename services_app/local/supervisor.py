@@ -141,7 +141,9 @@ class Stack:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -156,7 +158,11 @@ class Stack:
         self.data_dir.mkdir(parents=True, exist_ok=True)
         self._lock()
         self._listen()
-        hosts = [h for h in dict.fromkeys(["127.0.0.1", "::1", "localhost", self.host.strip("[]")]) if h not in ("0.0.0.0", "::")]
+        hosts = [
+            h
+            for h in dict.fromkeys(["127.0.0.1", "::1", "localhost", self.host.strip("[]")])
+            if h not in ("0.0.0.0", "::")
+        ]
         files = certificates.ensure(self.data_dir / "certificates", hosts)
         if self.postgres:
             self.say("starting PostgreSQL")
@@ -191,7 +197,18 @@ class Stack:
             argv = [*manage, "web", "--fd", str(self._listener.fileno()), "--certificate", str(files.server)]
             argv += ["--key", str(files.server_key)]
             self._add("web", argv, logs / f"web-{number}.log", pass_fds=(self._listener.fileno(),))
-        worker = [*celery, "worker", "-P", "threads", "-Q", queues, "--without-gossip", "--without-mingle", "-l", "WARNING"]
+        worker = [
+            *celery,
+            "worker",
+            "-P",
+            "threads",
+            "-Q",
+            queues,
+            "--without-gossip",
+            "--without-mingle",
+            "-l",
+            "WARNING",
+        ]
         self._add("worker", worker, logs / "worker.log")
         schedule = self.data_dir / "beat-schedule"
         schedule.unlink(missing_ok=True)
@@ -260,7 +277,9 @@ class Stack:
                 connection.close()
             time.sleep(0.1)
         log = self.data_dir / "log" / "web-0.log"
-        raise RuntimeError(f"the web server does not answer after {timeout_s:.0f} s; its log ends:\n{processes.tail(log)}")
+        raise RuntimeError(
+            f"the web server does not answer after {timeout_s:.0f} s; its log ends:\n{processes.tail(log)}"
+        )
 
     # Children
 

@@ -70,7 +70,11 @@ def node_ports_of(service: Document | None) -> list[int]:
 def missing_families(service: Document) -> list[tuple[int, str]]:
     """(index in clusterIPs, family) of every cluster IP still to be given out."""
     spec = service["spec"]
-    if spec.get("type") == "ExternalName" or spec.get("clusterIP") == "None" or "None" in (spec.get("clusterIPs") or ()):
+    if (
+        spec.get("type") == "ExternalName"
+        or spec.get("clusterIP") == "None"
+        or "None" in (spec.get("clusterIPs") or ())
+    ):
         return []
     have = spec.get("clusterIPs") or []
     return [

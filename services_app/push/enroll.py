@@ -84,7 +84,9 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
     ) as connection:
         root = "" if host.user == "root" else "sudo -n "
         yield Step(f"logged in as {host.user}")
-        _require(connection, f"{root}true", "SudoRefused", f"{host.user} may not use sudo without a password on {host.name}")
+        _require(
+            connection, f"{root}true", "SudoRefused", f"{host.user} may not use sudo without a password on {host.name}"
+        )
         _require(
             connection,
             "/usr/bin/env python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'",
@@ -104,7 +106,10 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
             yield Step("rules will be restored at boot (systemd unit timonel-agent)")
         cluster = _cluster_uid()
         _require(
-            connection, f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(cluster)}", "AgentFailed", "adopt failed"
+            connection,
+            f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(cluster)}",
+            "AgentFailed",
+            "adopt failed",
         )
     node_ip = host.node_ip or _node_ip(host)
     _write_records(host, node_ip, to_line(shown), by)
@@ -145,7 +150,9 @@ def _preflight(connection: ssh.Connection, root: str, name: str) -> None:
     try:
         problems = json.loads(done.out)["problems"]
     except (ValueError, KeyError, TypeError) as err:
-        raise NodeError("AgentFailed", f"the agent does not run on {name}: {(done.err or done.out).strip()[-500:]}") from err
+        raise NodeError(
+            "AgentFailed", f"the agent does not run on {name}: {(done.err or done.out).strip()[-500:]}"
+        ) from err
     blocking = [p for p in problems if p.get("blocking", True)]
     if blocking:
         told = "; ".join(p["message"] for p in blocking)
@@ -168,9 +175,7 @@ def _write_sudo_rule(connection: ssh.Connection, user: str) -> None:
     commands = ", ".join(f"/usr/bin/env python3 {AGENT} {word}" for word in ("serve", "cleanup", "status"))
     rule = f"{user} ALL=(root) NOPASSWD: {commands}\n"
     path = "/etc/sudoers.d/timonel"
-    script = (
-        f"umask 227 && cat > {path}.new && visudo -cqf {path}.new && mv {path}.new {path} || {{ rm -f {path}.new; exit 1; }}"
-    )
+    script = f"umask 227 && cat > {path}.new && visudo -cqf {path}.new && mv {path}.new {path} || {{ rm -f {path}.new; exit 1; }}"
     done = connection.run(f"sudo -n sh -c {shlex.quote(script)}", stdin=rule.encode())
     if done.code:
         raise NodeError("CannotWriteSudoRule", f"cannot write {path} on {connection.name}: {done.err.strip()[-500:]}")
@@ -238,7 +243,12 @@ def _write_records(host: Host, node_ip: str, host_key: str, by: str) -> None:
         )
         NodeSync.objects.update_or_create(
             node=access,
-            defaults={"full_wanted": True, "failures": 0, "next_attempt_at": timezone.now(), "state": NodeSync.State.PENDING},
+            defaults={
+                "full_wanted": True,
+                "failures": 0,
+                "next_attempt_at": timezone.now(),
+                "state": NodeSync.State.PENDING,
+            },
         )
 
 
@@ -259,7 +269,9 @@ def remove(name: str) -> Iterator[Step]:
         key=private_key(access.ssh_key),
     ) as connection:
         prefix = "" if access.user == "root" else "sudo -n "
-        _require(connection, f"{prefix}/usr/bin/env python3 {AGENT} cleanup", "AgentFailed", "the node's cleanup failed")
+        _require(
+            connection, f"{prefix}/usr/bin/env python3 {AGENT} cleanup", "AgentFailed", "the node's cleanup failed"
+        )
         yield Step("the node is as it was before its enrolment")
     forget(name)
     yield Step(f"node {name} forgotten")

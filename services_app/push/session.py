@@ -75,7 +75,8 @@ class AgentSession:
         except TimeoutError as err:
             self.close()
             raise NodeError(
-                "Timeout", f"the agent of {self.name} did not answer within {timeout_s:.0f} s: is the host overloaded or nft stuck?"
+                "Timeout",
+                f"the agent of {self.name} did not answer within {timeout_s:.0f} s: is the host overloaded or nft stuck?",
             ) from err
         if not answer.get("ok"):
             raise NodeError(answer.get("reason") or "AgentFailed", answer.get("message") or "the agent gave no reason")

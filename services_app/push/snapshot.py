@@ -156,5 +156,3 @@ def _read_states(owners: list[str], rows: dict[str, tuple[int, Any]]) -> list[Ow
         for owner in owners
         if owner in services
     ]
-
-

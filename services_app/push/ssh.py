@@ -141,7 +141,9 @@ def _reasons(name: str, user: str = "") -> Iterator[None]:
     try:
         yield
     except ConnectionRefusedError as err:
-        raise NodeError("ConnectionRefused", f"{name} refuses the connection: is sshd running there, on this port?") from err
+        raise NodeError(
+            "ConnectionRefused", f"{name} refuses the connection: is sshd running there, on this port?"
+        ) from err
     except TimeoutError as err:
         raise NodeError("Timeout", f"{name} does not answer in time: is the host up, and the way to it open?") from err
     except paramiko.AuthenticationException as err:

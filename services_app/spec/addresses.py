@@ -16,7 +16,9 @@ def validate_address(text: str, path: str, known: Collection[str] = ()) -> list[
         return []
     if names.parse_address_leniently(text) is None:
         return [invalid(path, text, names.IP_RULE)]
-    detail = "must not have leading 0s" if "." in text and ":" not in text else "must not be an IPv4-mapped IPv6 address"
+    detail = (
+        "must not have leading 0s" if "." in text and ":" not in text else "must not be an IPv4-mapped IPv6 address"
+    )
     return [invalid(path, text, detail)]
 
 
@@ -26,7 +28,9 @@ def validate_network(text: str, path: str, known: Collection[str] = ()) -> list[
         return []
     if names.parse_network_leniently(text) is None:
         return [invalid(path, text, names.CIDR_RULE)]
-    return [invalid(path, text, "must not have bits set beyond the prefix length, leading 0s or an IPv4-mapped address")]
+    return [
+        invalid(path, text, "must not have bits set beyond the prefix length, leading 0s or an IPv4-mapped address")
+    ]
 
 
 def validate_reachable(text: str, path: str) -> list[FieldError]:

@@ -15,5 +15,5 @@ class ClusterSettings:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """"IPv4" and "IPv6", as configured, the default one first."""
+        """ "IPv4" and "IPv6", as configured, the default one first."""
         return tuple(dict.fromkeys(f"IPv{network.version}" for network in self.service_cidrs))

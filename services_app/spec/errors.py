@@ -171,7 +171,9 @@ class NotFound(ApiError):
     code, reason = 404, "NotFound"
 
     def __init__(self, kind: Kind | None = None, name: str = "") -> None:
-        message = f'{_resource(kind)} "{name}" not found' if kind else "the server could not find the requested resource"
+        message = (
+            f'{_resource(kind)} "{name}" not found' if kind else "the server could not find the requested resource"
+        )
         super().__init__(message, details=_about(kind, name))
 
 
@@ -270,8 +272,6 @@ class ServerTimeout(ApiError):
 
     code, reason = 504, "Timeout"
 
-    def __init__(
-        self, message: str, *, retry_after_s: int = 1, causes: list[dict[str, str]] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_s: int = 1, causes: list[dict[str, str]] | None = None) -> None:
         details: dict[str, Any] = {"causes": causes} if causes else {}
         super().__init__(message, details=details | {"retryAfterSeconds": retry_after_s})

@@ -50,10 +50,21 @@ _SERVER_SETS = {
     "selfLink",
     "uid",
 }
-_ORDER = (
-    "name generateName namespace uid resourceVersion generation creationTimestamp deletionTimestamp "
-    "deletionGracePeriodSeconds labels annotations ownerReferences finalizers"
-).split()
+_ORDER = [
+    "name",
+    "generateName",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "finalizers",
+]
 
 
 def ordered(metadata: Document) -> Document:
@@ -159,7 +170,9 @@ def _validate_owners(owners: list[Document], path: str) -> list[FieldError]:
             controllers.append(owner)
     if len(controllers) > 1:
         first, second = (f"{owner.get('kind')}/{owner.get('name')}" for owner in controllers[:2])
-        detail = f"Only one reference can have Controller set to true. Found \"true\" in references for {first} and {second}"
+        detail = (
+            f'Only one reference can have Controller set to true. Found "true" in references for {first} and {second}'
+        )
         errors.append(invalid(path, owners, detail))
     return errors
 
@@ -194,5 +207,3 @@ def validate_update(old: Document, new: Document) -> list[FieldError]:
     if not new.get("resourceVersion"):
         errors.append(invalid("metadata.resourceVersion", "", "must be specified for an update"))
     return errors + _contents(new)
-
-

@@ -58,9 +58,7 @@ def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
         if name in made:
             continue
         made[name] = _schema(type_name, version)
-        waiting += [
-            field.element for field in schema.fields(type_name).values() if field.element not in schema.SCALARS
-        ]
+        waiting += [field.element for field in schema.fields(type_name).values() if field.element not in schema.SCALARS]
     for kind in kinds:
         marks = {"group": kind.group, "kind": kind.kind, "version": kind.version}
         definition = made[definition_name(schema.root(kind))]

@@ -358,9 +358,7 @@ def _key_of(item: Document, key: str) -> Any:
 def _is_meant(patch: Document, item: Document, field: schema.Field, *, loosely: bool = False) -> bool:
     """Whether an element of a patch names this element. loosely: keys the patch leaves out do not count."""
     return all(
-        _key_of(patch, key) == _key_of(item, key)
-        for key in field.merge_keys
-        if not (loosely and key not in patch)
+        _key_of(patch, key) == _key_of(item, key) for key in field.merge_keys if not (loosely and key not in patch)
     )
 
 

@@ -73,7 +73,12 @@ def _set_container_defaults(container: Document, shares_host: bool) -> None:
         if probe is None:
             continue
         _set_handler_defaults(probe)
-        for field, value in (("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)):
+        for field, value in (
+            ("timeoutSeconds", 1),
+            ("periodSeconds", 10),
+            ("successThreshold", 1),
+            ("failureThreshold", 3),
+        ):
             probe.setdefault(field, value)
     for handler in (container.get("lifecycle") or {}).values():
         if isinstance(handler, dict):
@@ -141,9 +146,7 @@ def _with_default_tolerations(tolerations: list[Document]) -> list[Document]:
     added = []
     for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
         if not any(t.get("key", "") in ("", key) and t.get("effect", "") in ("", "NoExecute") for t in tolerations):
-            added.append(
-                {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _NOT_READY_S}
-            )
+            added.append({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _NOT_READY_S})
     return tolerations + added
 
 
@@ -190,7 +193,9 @@ def validate_update(old: Document, new: Document, subresource: str) -> list[Fiel
         return errors + _validate_spec(new["spec"])
     deadline, before = new["spec"].get("activeDeadlineSeconds"), old["spec"].get("activeDeadlineSeconds")
     if before is not None and deadline is None:
-        errors.append(invalid("spec.activeDeadlineSeconds", None, "must not update from a positive integer to nil value"))
+        errors.append(
+            invalid("spec.activeDeadlineSeconds", None, "must not update from a positive integer to nil value")
+        )
     if before is not None and deadline is not None and deadline > before:
         detail = "must be less than or equal to previous value"
         errors.append(invalid("spec.activeDeadlineSeconds", deadline, detail))
@@ -331,7 +336,9 @@ def _validate_container_ports(ports: list[Document], path: str) -> list[FieldErr
         else:
             errors += [invalid(f"{at}.containerPort", number, p) for p in names.port_number_problems(number)]
         if port.get("hostPort"):
-            errors += [invalid(f"{at}.hostPort", port["hostPort"], p) for p in names.port_number_problems(port["hostPort"])]
+            errors += [
+                invalid(f"{at}.hostPort", port["hostPort"], p) for p in names.port_number_problems(port["hostPort"])
+            ]
         errors += validate_protocol(port.get("protocol", ""), f"{at}.protocol")
     return errors
 
@@ -385,6 +392,8 @@ def warnings(pod: Document) -> list[str]:
     """Sentences for the Warning header of a write."""
     name = pod["metadata"].get("name", "")
     if "." in name:
-        return [f"metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; "
-                f"a DNS label is recommended: [must not contain dots: {name}]"]
+        return [
+            f"metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; "
+            f"a DNS label is recommended: [must not contain dots: {name}]"
+        ]
     return []

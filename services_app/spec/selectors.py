@@ -59,9 +59,7 @@ class FieldSelector:
     terms: tuple[tuple[str, str, str], ...] = ()
 
     def matches(self, document: dict[str, Any]) -> bool:
-        return all(
-            (field_value(self.kind, document, field) == value) == (op == "=") for field, op, value in self.terms
-        )
+        return all((field_value(self.kind, document, field) == value) == (op == "=") for field, op, value in self.terms)
 
 
 def match_labels(selector: Labels | None, labels: Labels | None) -> bool:
@@ -158,7 +156,9 @@ def _requirement(lexer: _Lexer) -> Requirement:
         raise _unparsable(f"found '{op}', expected: in, notin, =, ==, !=, gt, lt")
     if op in (">", "<"):
         if _integer(values[0]) is None:
-            raise _unparsable(f'values[0][{key}]: Invalid value: "{values[0]}": for \'Gt\', \'Lt\' operators, the value must be an integer')
+            raise _unparsable(
+                f"values[0][{key}]: Invalid value: \"{values[0]}\": for 'Gt', 'Lt' operators, the value must be an integer"
+            )
         return Requirement(key, "gt" if op == ">" else "lt", values)
     for value in values:
         if problems := names.label_value_problems(value):
@@ -244,7 +244,7 @@ def field_value(kind: Kind, document: dict[str, Any], field: str) -> str:
 
 
 def _path(kind: Kind, field: str) -> tuple[str, ...]:
-    if field == "metadata.name" or field == "metadata.namespace" and kind.namespaced:
+    if field == "metadata.name" or (field == "metadata.namespace" and kind.namespaced):
         return _COMMON[field]
     found = _FIELDS.get(kind.kind, {}).get(field)
     if found is None:

@@ -141,8 +141,7 @@ def shaped(kind: Kind, value: Any) -> tuple[Document, list[str]]:
     api_version, name = value.get("apiVersion") or kind.api_version, value.get("kind") or kind.kind
     if (api_version, name) != (kind.api_version, kind.kind):
         raise BadRequest(
-            f"the API version in the data ({api_version}) does not match the expected API version "
-            f"({kind.api_version})"
+            f"the API version in the data ({api_version}) does not match the expected API version ({kind.api_version})"
             if name == kind.kind
             else f"the kind in the data ({api_version}, Kind={name}) does not match the expected kind "
             f"({kind.api_version}, Kind={kind.kind})"

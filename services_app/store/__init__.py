@@ -16,7 +16,7 @@ from services_app.store.objects import (
     get,
     update,
 )
-from services_app.store.objects import list_objects as list  # noqa: A004 - the API's word: store.list
+from services_app.store.objects import list_objects as list
 from services_app.store.status import adopt_pods, reap_pods, settle_programmed
 
 __all__ = [

@@ -28,7 +28,7 @@ from services_app.spec.kinds import Kind
 from services_app.spec.objects import ClusterSettings
 from services_app.spec.selectors import FieldSelector, Selector
 from services_app.store import claims
-from services_app.store.columns import deletion_deadline, model_of, node_address
+from services_app.store.columns import deletion_deadline, model_of
 from services_app.store.transaction import Transaction, name_suffix, timestamp
 
 Document = dict[str, Any]
@@ -169,9 +169,7 @@ def _read_token(token: str) -> tuple[int, tuple[str, str]]:
         raise BadRequest("continue key is not valid: it was not given out by this server") from err
 
 
-def create(
-    kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False
-) -> Stored:
+def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False) -> Stored:
     """Store a new object: defaulted, judged, with its addresses and ports, its endpoints derived.
 
     Raises Invalid with every error at once, AlreadyExists, NotFound for a missing namespace, Forbidden for one that
@@ -369,7 +367,9 @@ def delete(
     """
     if kind is kinds.NAMESPACE and name in PERMANENT_NAMESPACES:
         raise Forbidden(kind, name, "this namespace may not be deleted")
-    stored = _retried(lambda: _delete_once(kind, namespace, name, actor, dry_run, preconditions, grace_period_s, propagation))
+    stored = _retried(
+        lambda: _delete_once(kind, namespace, name, actor, dry_run, preconditions, grace_period_s, propagation)
+    )
     if kind is kinds.NAMESPACE and not dry_run:
         finish_namespace(name, actor=actor, at_most=EMPTIED_AT_ONCE)
     return stored

@@ -213,7 +213,9 @@ class Transaction:
     def _derive(self, namespace: str, name: str, service: Document | None) -> None:
         """Bring a Service's slices and Endpoints in line with its Pods. service: its document, when at hand."""
         if service is None:
-            found = _rows("SELECT document FROM services_app_service WHERE namespace = %s AND name = %s", namespace, name)
+            found = _rows(
+                "SELECT document FROM services_app_service WHERE namespace = %s AND name = %s", namespace, name
+            )
             if not found:
                 return
             service = json.loads(found[0][0])

@@ -56,7 +56,7 @@ def held_routes(node: Node) -> Routes:
 
 
 def _elements(node: Node, name: str) -> list[tuple[str, str]]:
-    text = node.run(["nft", "-n", "list", "map", "ip", "timonel", name]).stdout
+    text = node.run(["nft", "list", "map", "ip", "timonel", name]).stdout
     found = _ELEMENTS.search(text)
     pairs = found[1].split(",") if found else []
     return [(key.strip(), value.strip()) for key, _, value in (pair.partition(" : ") for pair in pairs)]

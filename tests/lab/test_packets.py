@@ -10,9 +10,8 @@ import pytest
 
 from services_app.lab.client import CORE, pod, service
 from services_app.lab.cluster import Cluster, condition
-from services_app.lab.namespaces import ProbeFailed, outcome
+from services_app.lab.namespaces import Place, ProbeFailed, outcome
 from services_app.lab.network import Lab
-from services_app.lab.namespaces import Place
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 

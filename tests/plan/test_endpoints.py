@@ -81,7 +81,10 @@ def test_pods_that_resolve_a_port_name_differently_are_kept_apart():
     service = a_service(ports=[{"name": "", "port": 80, "protocol": "TCP", "targetPort": "http"}])
     pods = [a_pod("p1", ports=[["http", "TCP", 8080]]), a_pod("p2", ports=[["http", "TCP", 9090]])]
     slices, _ = settle(service, pods, [])
-    assert sorted((s["ports"][0]["port"], addresses([s])[0]) for s in slices) == [(8080, "10.1.0.2"), (9090, "10.1.0.3")]
+    assert sorted((s["ports"][0]["port"], addresses([s])[0]) for s in slices) == [
+        (8080, "10.1.0.2"),
+        (9090, "10.1.0.3"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,9 @@ def test_endpoints_list_ready_and_unready_addresses_by_port():
     document = endpoints.plan_endpoints(a_service(), [a_pod("p1"), a_pod("p2", ready=False)], None, now=NOW)
     assert document["subsets"] == [
         {
-            "addresses": [{"ip": "10.1.0.2", "nodeName": "n1", "targetRef": document["subsets"][0]["addresses"][0]["targetRef"]}],
+            "addresses": [
+                {"ip": "10.1.0.2", "nodeName": "n1", "targetRef": document["subsets"][0]["addresses"][0]["targetRef"]}
+            ],
             "notReadyAddresses": document["subsets"][0]["notReadyAddresses"],
             "ports": [{"port": 8080, "protocol": "TCP"}],
         }

@@ -12,10 +12,21 @@ import json
 import re
 import sys
 
-ROOTS = (
-    "V1Service V1Endpoints V1EndpointSlice V1Namespace CoreV1Event V1Node V1Pod V1ObjectMeta V1DeleteOptions V1Binding "
-    "V1ListMeta V1Status EventsV1Event"
-).split()
+ROOTS = [
+    "V1Service",
+    "V1Endpoints",
+    "V1EndpointSlice",
+    "V1Namespace",
+    "CoreV1Event",
+    "V1Node",
+    "V1Pod",
+    "V1ObjectMeta",
+    "V1DeleteOptions",
+    "V1Binding",
+    "V1ListMeta",
+    "V1Status",
+    "EventsV1Event",
+]
 PLAIN = {"str": "string", "int": "int32", "bool": "bool", "float": "float", "datetime": "time", "object": "any"}
 INT64 = {
     "generation", "deletionGracePeriodSeconds", "terminationGracePeriodSeconds", "activeDeadlineSeconds", "runAsUser",

@@ -157,4 +157,3 @@ def test_a_writer_killed_in_the_middle_leaves_no_half_service(committed_world):
         present = {json.loads(text)["metadata"]["name"] for text in page.documents}
         kept = {n for n in told if int(n.rsplit("-", 1)[1]) % 3}
         assert kept <= present
-
