@@ -52,10 +52,11 @@ class Control:
         found: list[Item] = []
         waiting: list[Item] = []
         for command in commands:
-            waiting.append(command)
-            if len(waiting) == _AT_ONCE:
+            # Units before a block are taken for the first one's command, whatever they say themselves.
+            if waiting and (command["cmd"] != waiting[0]["cmd"] or len(waiting) == _AT_ONCE):
                 found += self._exchange(waiting)
                 waiting = []
+            waiting.append(command)
         return found + (self._exchange(waiting) if waiting else [])
 
     def _exchange(self, commands: list[Item]) -> list[Item]:
@@ -68,7 +69,7 @@ class Control:
         for answer in answers:
             if answer.get("error"):
                 about = " ".join(answer[key] for key in ("zone", "owner", "type", "data") if key in answer)
-                raise AgentError("DnsFailed", f"knotd refuses {commands[0]['cmd']} {about}: {answer['error']}")
+                raise AgentError("DnsFailed", f"knotd refuses {answer.get('cmd', '')} {about}: {answer['error']}")
         return answers
 
     def _units(self) -> Iterator[Item]:

@@ -145,7 +145,7 @@ def test_a_client_whose_operator_routes_the_range_is_served(cluster: Cluster, ta
 def test_an_undefined_port_of_a_virtual_ip_is_refused(
     cluster: Cluster, targets: dict[str, Target], client: str, protocol: str
 ) -> None:
-    with pytest.raises(ProbeFailed, match="refused"):
+    with pytest.raises(ProbeFailed, match=REFUSED):
         place(cluster.lab, client).ask(targets["node-1"].virtual_ip, 81, protocol=protocol, timeout_s=1)
 
 
@@ -160,7 +160,7 @@ def test_a_service_without_endpoints_refuses_until_it_has_one(cluster: Cluster, 
     virtual_ip, node_port = spec["clusterIP"], spec["ports"][0]["nodePort"]
     done = cluster.kubectl("wait", "--for=condition=Programmed", f"service/{name}", "-n", name, "--timeout=20s")
     assert done.returncode == 0, done.stderr
-    with pytest.raises(ProbeFailed, match="refused"):
+    with pytest.raises(ProbeFailed, match=REFUSED):
         lab.nodes[0].ask(virtual_ip, 80, protocol=protocol, timeout_s=1)
     with pytest.raises(ProbeFailed, match="refused"):
         lab.client.ask(lab.nodes[1].address, node_port, protocol=protocol, timeout_s=1)
