@@ -18,8 +18,8 @@ from services_app.lab.namespaces import Message, outcome
 from services_app.lab.network import Lab, Node
 
 PORT = 9376
-CYCLE = 8  # addresses taken in turn: one overtaken by the next changes is told from one not reached
-OVERTAKING = 4
+CYCLE = 40  # addresses taken in turn: one overtaken by the next changes is told from one not reached
+OVERTAKING = 30
 
 
 @dataclass(frozen=True)

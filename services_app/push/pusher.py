@@ -2,8 +2,10 @@
 
 import logging
 import threading
+from dataclasses import dataclass
 
 from django.db import close_old_connections
+from django.db.models import OuterRef, Subquery
 
 from services_app import changes
 from services_app.models import ControlPlane, Node, NodeAccess, NodeSync
@@ -25,32 +27,49 @@ def push(node: str) -> None:
         return
     try:
         while True:
-            failures = NodeSync.objects.filter(node_id=node).values_list("failures", flat=True).first()
-            if failures is None:
-                break
-            if not (_push_doubtful(node) if failures else _push_once(node)):
+            wanted = _wanted(node)
+            if wanted is None or not _push_patiently(node, wanted):
                 break
             if not pool.end(node):
-                return
+                return  # from here on the turn may be somebody else's
     except BaseException:
         pool.abandon(node)
         raise
     pool.abandon(node)
 
 
-def _push_doubtful(node: str) -> bool:
+@dataclass(frozen=True)
+class _Wanted:
+    """What the tables say about a node before a push. address: of its Node object, "" when it has none."""
+
+    address: str
+    is_full: bool
+    failures: int
+
+
+def _wanted(node: str) -> _Wanted | None:
+    """None when the node is not enrolled any more. One query."""
+    address = Node.objects.filter(name=OuterRef("node_id")).values("address")[:1]
+    rows = NodeSync.objects.filter(node_id=node).values_list(Subquery(address), "full_wanted", "failures")
+    row = rows.first()
+    return _Wanted(row[0] or "", row[1], row[2]) if row else None
+
+
+def _push_patiently(node: str, wanted: _Wanted) -> bool:
+    """Whether the node is as new as the log was when we looked."""
+    if not wanted.failures:
+        return _push_once(node, wanted)
     if not _doubtful.acquire(blocking=False):
         return False  # the sweep comes again
     try:
-        return _push_once(node)
+        return _push_once(node, wanted)
     finally:
         _doubtful.release()
 
 
-def _push_once(node: str) -> bool:
-    """Whether the node is as new as the log was when we looked."""
+def _push_once(node: str, wanted: _Wanted) -> bool:
     try:
-        _bring_up_to_date(node)
+        _bring_up_to_date(node, wanted)
     except NodeError as err:
         pool.drop(node)
         reports.note_failure(node, err)
@@ -58,44 +77,43 @@ def _push_once(node: str) -> bool:
     return True
 
 
-def _bring_up_to_date(node: str) -> None:
-    access = NodeAccess.objects.select_related("ssh_key", "sync").get(node=node)
-    cluster = str(ControlPlane.objects.values_list("uid", flat=True).get(id=1))
-    session = pool.get(node) or _open(access)
+def _bring_up_to_date(node: str, wanted: _Wanted) -> None:
+    session = pool.get(node) or _open(node)
     if session.is_fresh:
-        greeting = session.ask({"op": "hello", "cluster": cluster})
+        greeting = session.ask({"op": "hello", "cluster": session.cluster})
         reports.note_greeting(node, greeting)
-        session.held = greeting["revision"] if greeting.get("cluster") == cluster else None
-    since = None if access.sync.full_wanted or not session.held else session.held
-    if since is not None and not session.is_fresh and since >= snapshot.newest_owner_revision():
-        reports.note_success(node, session.ask({"op": "ping"}))
+        session.held = greeting["revision"] if greeting.get("cluster") == session.cluster else None
+    since = None if wanted.is_full or not session.held else session.held
+    delta = snapshot.read_delta(node, wanted.address or session.address, since, with_base=session.is_fresh)
+    if delta.since is not None and not delta.owners:
+        reports.note_success(node, session.ask({"op": "ping"}), was_failing=bool(wanted.failures))
         return
-    address = Node.objects.filter(name=node).values_list("address", flat=True).first() or access.address
-    delta = snapshot.read_delta(node, address, since, with_base=session.is_fresh)
     close_old_connections()  # back to the pool while the node works
-    answer = _send(session, delta, cluster, node, address)
+    answer = _send(session, delta, wanted.address or session.address)
     session.is_fresh = False
     session.held = answer["revision"]
-    reports.note_success(node, answer, was_full=delta.since is None)
+    reports.note_success(node, answer, was_full=delta.since is None, was_failing=bool(wanted.failures))
 
 
-def _send(session: AgentSession, delta: snapshot.Delta, cluster: str, node: str, address: str) -> dict:
+def _send(session: AgentSession, delta: snapshot.Delta, address: str) -> dict:
     """The agent's answer. An agent that holds something else than we thought gets everything."""
     timeout_s = FULL_TIMEOUT_S if delta.since is None else REPLY_TIMEOUT_S
     try:
-        return session.ask(delta.message(cluster), timeout_s=timeout_s)
+        return session.ask(delta.message(session.cluster), timeout_s=timeout_s)
     except NodeError as err:
         if err.reason == "StaleRevision":
             # Another worker was faster; what it sent is at least as new.
             return session.ask({"op": "ping"})
         if err.reason not in ("BaseMismatch", "OtherCluster", "DigestMismatch") or delta.since is None:
             raise
-        logger.warning("node %s needs everything: %s reason=%s", node, err.message, err.reason)
-    full = snapshot.read_delta(node, address, None, with_base=True)
-    return session.ask(full.message(cluster), timeout_s=FULL_TIMEOUT_S)
+        logger.warning("node %s needs everything: %s reason=%s", session.name, err.message, err.reason)
+    full = snapshot.read_delta(session.name, address, None, with_base=True)
+    return session.ask(full.message(session.cluster), timeout_s=FULL_TIMEOUT_S)
 
 
-def _open(access: NodeAccess) -> AgentSession:
+def _open(node: str) -> AgentSession:
+    access = NodeAccess.objects.select_related("ssh_key").get(node=node)
+    cluster = str(ControlPlane.objects.values_list("uid", flat=True).get(id=1))
     connection = ssh.connect(
         access.node,
         access.address,
@@ -105,7 +123,7 @@ def _open(access: NodeAccess) -> AgentSession:
         key=private_key(access.ssh_key),
     )
     try:
-        session = AgentSession(connection, access.user)
+        session = AgentSession(connection, access.user, cluster=cluster, address=access.address)
     except BaseException:
         connection.close()
         raise

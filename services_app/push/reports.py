@@ -2,9 +2,12 @@
 
 import logging
 import random
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
+from django.db import close_old_connections
 from django.db.models import F
 from django.utils import timezone
 
@@ -20,7 +23,40 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 ACTOR = store.Actor("timonel:push")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+SETTLE_S = 0.03  # reports of several nodes about one change come within this
 State = NodeSync.State
+
+
+class _Settling:
+    """Writes Programmed conditions in a thread of its own: at once, but once for the reports that come together."""
+
+    def __init__(self) -> None:
+        self._wanted = threading.Event()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def request(self) -> None:
+        """Look soon whether Services became programmed. The sweep looks too: nothing is lost with this process."""
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="settling", daemon=True)
+                self._thread.start()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait()
+            time.sleep(SETTLE_S)
+            self._wanted.clear()
+            try:
+                store.settle_programmed(actor=ACTOR)
+            except Exception as err:  # the database may be away; the sweep comes again
+                logger.warning("cannot settle conditions: %s", err)
+            finally:
+                close_old_connections()
+
+
+settling = _Settling()
 
 
 def note_greeting(node: str, answer: Document) -> None:
@@ -35,16 +71,16 @@ def note_greeting(node: str, answer: Document) -> None:
     )
 
 
-def note_success(node: str, answer: Document, *, was_full: bool = False) -> None:
+def note_success(node: str, answer: Document, *, was_full: bool = False, was_failing: bool = False) -> None:
     """The node applied, or answered a ping: it is live."""
-    before = NodeSync.objects.filter(node_id=node).values_list("state", flat=True).first()
+    now = timezone.now()
     values: Document = {
         "state": State.LIVE,
         "reason": "",
         "message": "",
         "failures": 0,
-        "next_attempt_at": timezone.now(),
-        "last_report_at": timezone.now(),
+        "next_attempt_at": now,
+        "last_report_at": now,
         "applied_revision": answer["revision"],
         "digest": answer.get("digest") or "",
     }
@@ -53,13 +89,15 @@ def note_success(node: str, answer: Document, *, was_full: bool = False) -> None
         values["rejected"] = answer.get("rejected") or {}
     if was_full:
         values["full_wanted"] = False
-    # A report may come late: the newer one stays.
-    NodeSync.objects.filter(node_id=node, applied_revision__lte=answer["revision"]).update(**values)
-    if before != State.LIVE:
+    row = NodeSync.objects.filter(node_id=node, applied_revision__lte=answer["revision"])
+    if row.filter(state=State.LIVE).update(**values):
+        # A report may come late: then the newer one stays, and none of this is news.
+        pass
+    elif row.update(**values):
         logger.info("node %s is live at revision %s", node, answer["revision"])
         set_node_ready(node, True, "AgentReports", "The node's agent applies what it is sent.")
-    if "apply_ms" in answer or before != State.LIVE:
-        store.settle_programmed(actor=ACTOR)
+    if "apply_ms" in answer or was_failing:
+        settling.request()
     wake.announce_node(node)
 
 
@@ -86,7 +124,7 @@ def note_failure(node: str, error: NodeError) -> None:
         logger.warning("node %s: %s reason=%s", node, error.message, error.reason)
         set_node_ready(node, False, error.reason, error.message)
         # Services no longer wait for a node that cannot be reached.
-        store.settle_programmed(actor=ACTOR)
+        settling.request()
     wake.announce_node(node)
 
 

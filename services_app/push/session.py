@@ -31,9 +31,16 @@ class AgentSession:
     """The agent of one node, answering. `ask` from one thread at a time per request; replies are matched by number."""
 
     def __init__(
-        self, connection: ssh.Connection, user: str, *, on_event: Callable[[Message], None] = lambda event: None
+        self,
+        connection: ssh.Connection,
+        user: str,
+        *,
+        cluster: str,
+        address: str,
+        on_event: Callable[[Message], None] = lambda event: None,
     ) -> None:
-        self.connection = connection
+        """cluster: the control plane's uid. address: where the node was reached."""
+        self.connection, self.cluster, self.address = connection, cluster, address
         self.name = connection.name
         self.on_event = on_event
         self.is_fresh = True  # nothing was pushed over it yet

@@ -71,22 +71,60 @@ def cluster() -> Cluster:
     return Cluster(tuple(settings.TIMONEL_SERVICE_CIDRS), settings.TIMONEL_CLUSTER_DOMAIN)
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What changed after `since`, as of `revision`; `newest` was the last revision for nodes then."""
+
+    since: int | None
+    newest: int
+    revision: int
+    rendered: dict[str, Rendered]
+
+
+class _Readings:
+    """The last few readings: nodes that are at the same revision share one, and wait for it instead of reading too."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: OrderedDict[int | None, _Reading] = OrderedDict()
+
+    def after(self, since: int | None) -> _Reading:
+        with self._lock:
+            newest = newest_owner_revision()
+            found = self._last.get(since)
+            if found is None or found.newest != newest:
+                found = self._last[since] = _read(since, newest)
+                self._last.move_to_end(since)
+                while len(self._last) > 4:
+                    self._last.popitem(last=False)
+        return found
+
+
+_readings = _Readings()
+
+
 def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -> Delta:
     """The delta for a node from a revision, or everything when since is None or older than the log.
 
-    One read-only transaction, so that all of it is of one revision. address: the node's own.
+    All of it is of one revision. address: the node's own.
     """
+    reading = _readings.after(since)
+    owners = {owner: rendered.on(node) for owner, rendered in reading.rendered.items()}
+    if with_base or reading.since is None:
+        owners[BASE_OWNER] = render_base(cluster(), address)
+    return Delta(reading.revision, reading.since, owners)
+
+
+def _read(since: int | None, newest: int) -> _Reading:
+    """In one read-only transaction, so that all of it is of one revision."""
     with transaction.atomic():
         with connection.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        revision = changes.head()
-        if since is not None and since < changes.oldest():
+        plane = models.ControlPlane.objects.get(id=1)
+        if since is not None and since < plane.compacted_revision:
             since = None
         rendered = _read_owners(None if since is None else changes.owners_changed(since) - {changes.BASE_OWNER})
-    owners = {owner: r.on(node) for owner, r in rendered.items()}
-    if with_base or since is None:
-        owners[BASE_OWNER] = render_base(cluster(), address)
-    return Delta(revision, since, owners)
+    return _Reading(since, newest, plane.revision, rendered)
 
 
 def newest_owner_revision() -> int:

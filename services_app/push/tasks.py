@@ -2,11 +2,13 @@
 
 import logging
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from celery import shared_task
 from celery.signals import worker_shutdown
 from django.conf import settings
+from django.db import close_old_connections
 from django.db.models import Q
 from django.utils import timezone
 
@@ -18,6 +20,7 @@ from services_app.push import wake as waking
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = timedelta(seconds=5)
+_here = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="push")
 ACTOR = store.Actor("timonel:tasks")
 
 
@@ -27,8 +30,21 @@ def queue_of(node: str) -> str:
 
 
 def _start_pushes(nodes: list[str]) -> None:
+    """Here, for nodes this process has a session with; through the node's queue otherwise."""
     for node in nodes:
-        push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+        if pusher.pool.get(node) is not None:
+            _here.submit(_push_here, node)
+        else:
+            push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+
+
+def _push_here(node: str) -> None:
+    try:
+        pusher.push(node)
+    except Exception:  # top of a thread; the sweep comes again
+        logger.exception("push to %s failed", node)
+    finally:
+        close_old_connections()
 
 
 @shared_task

@@ -34,7 +34,8 @@ from services_app.store.transaction import Transaction, name_suffix, timestamp
 Document = dict[str, Any]
 T = TypeVar("T")
 
-TRIES = 8  # for lost races and generated names; each is a new look at the world
+TRIES = 8  # for generated names and refused transactions; each is a new look at the world
+RACES = 32  # an update loses before it is a Conflict: somebody else wins each, so few writers lose often
 PROGRAMMED = "Programmed"
 
 
@@ -255,7 +256,7 @@ def update(
     that changes nothing is not written.
     """
     cluster = cluster_settings()
-    for _ in range(TRIES):
+    for _ in range(RACES):
         current = get(kind, namespace, name)
         old = json.loads(current.document)
         wanted = change(deepcopy(old))
