@@ -140,7 +140,7 @@ def read_after(revision: int, *, kinds: Iterable[str] | None = None, limit: int 
 def owners_changed(revision: int) -> set[str]:
     """The owners whose rendering may have changed after a revision. One query by index."""
     rows = Change.objects.filter(revision__gt=revision, owner__isnull=False).order_by()
-    return set(rows.values_list("owner", flat=True).distinct())
+    return {owner for owner in rows.values_list("owner", flat=True).distinct() if owner is not None}
 
 
 @dataclass(frozen=True)

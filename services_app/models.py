@@ -7,6 +7,7 @@ No rule of Kubernetes lives here (see `spec`), only what the database itself mus
 import hashlib
 import secrets
 import uuid
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib.postgres.indexes import GinIndex
@@ -43,6 +44,8 @@ class ApiObject(models.Model):
     created_at = models.DateTimeField()
     labels = models.JSONField(default=dict)
     document = models.TextField(help_text="The JSON text the API returns.")
+
+    objects: ClassVar[models.Manager[Any]]
 
     class Meta:
         abstract = True

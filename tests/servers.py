@@ -1,6 +1,7 @@
-"""A pytest plugin, loaded before Django's settings are read: what every test may rely on: one PostgreSQL and one Redis of their own, started once a run and gone afterwards.
+"""A pytest plugin: one PostgreSQL and one Redis of the tests' own, started once a run and gone afterwards.
 
-The servers belong to the process that pytest was started in; xdist's workers share them, each with a database of its own.
+Loaded before Django's settings are read. The servers belong to the process that pytest was started in; xdist's workers
+share them, each with a database of its own.
 """
 
 import os

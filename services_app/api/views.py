@@ -65,7 +65,7 @@ class ApiView(APIView):
         if not request.user or not request.user.is_authenticated:
             raise Unauthorized
 
-    def handle_exception(self, exc: Exception) -> HttpResponse:
+    def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
         if isinstance(exc, ApiError):
             return error_response(exc)
         from rest_framework.exceptions import APIException
@@ -77,7 +77,8 @@ class ApiView(APIView):
             if exc.status_code in (401, 403):
                 return error_response(Unauthorized())
             return error_response(BadRequest(str(exc.detail)))
-        return super().handle_exception(exc)
+        answer: HttpResponse = super().handle_exception(exc)
+        return answer
 
 
 def error_response(error: ApiError) -> HttpResponse:
@@ -95,7 +96,7 @@ class ObjectView(ApiView):
         self.target: Target | None = parse(request.path)
         self.actor = store.Actor("", request.headers.get("X-Request-Id") or str(uuid.uuid4()))
         self.warnings: list[str] = []
-        response = super().dispatch(request, *args, **kwargs)
+        response: HttpResponse = super().dispatch(request, *args, **kwargs)  # type: ignore[assignment]
         response["Audit-Id"] = self.actor.request_id
         response["Cache-Control"] = "no-cache, private"
         for text in self.warnings:
@@ -351,7 +352,8 @@ class ObjectView(ApiView):
             except NotFound:
                 continue
         kind = target.kind
-        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{{"resourceVersion":"{changes.head()}"}},"items":['
+        metadata = f'{{"resourceVersion":"{changes.head()}"}}'
+        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{metadata},"items":['
         return _text(head + ",".join(_without_type(kind, text) for text in deleted) + "]}", accepted)
 
     def _body(self, request: Request) -> bytes:
@@ -396,7 +398,8 @@ class ObjectView(ApiView):
         given = (document.get("metadata") or {}).get("namespace")
         if given and target.namespace is not None and given != target.namespace:
             raise BadRequest(
-                f"the namespace of the provided object does not match the namespace sent on the request: {given}, {target.namespace}"
+                "the namespace of the provided object does not match the namespace sent on the request: "
+                f"{given}, {target.namespace}"
             )
 
     def _dry_run(self, request: Request, options: str, given: list[str] | None = None) -> bool:

@@ -6,7 +6,7 @@ Runs on the event loop outside Django's request handling, so that a thousand idl
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -173,7 +173,7 @@ def _authorize(headers: dict[str, str], target: Target) -> None:
         )
 
 
-async def _events(request: Request) -> AsyncIterator[bytes]:
+async def _events(request: Request) -> AsyncGenerator[bytes, None]:
     """The lines of the stream; ends when time is up, or the listener was too slow.
 
     The first item is always there at once: b"" when nothing is to be told yet, so that errors come before headers.
@@ -207,7 +207,7 @@ async def _events(request: Request) -> AsyncIterator[bytes]:
                 return
             try:
                 async with asyncio.timeout(max(min(ends_at, bookmark_at) - now, 0.001)):
-                    change = await queue.get()
+                    news = await queue.get()
             except TimeoutError:
                 now = asyncio.get_running_loop().time()
                 if now >= bookmark_at:
@@ -215,12 +215,12 @@ async def _events(request: Request) -> AsyncIterator[bytes]:
                     if request.bookmarks:
                         yield spell.bookmark(position)
                 continue
-            if isinstance(change, feed.Slow):
+            if isinstance(news, feed.Slow):
                 return
-            if change.revision <= position:
+            if news.revision <= position:
                 continue
-            position = change.revision
-            if line := spell.change(change):
+            position = news.revision
+            if line := spell.change(news):
                 yield line
     finally:
         feed.feed().leave(queue)

@@ -20,19 +20,19 @@ def check_claims(
     held: dict[object, str] = {}
     for service in services:
         uid, name = service["metadata"]["uid"], _key(service)
-        values = [(ip, addresses) for ip in allocation.cluster_ips_of(service)]
-        values += [(port, node_ports) for port in allocation.node_ports_of(service)]
-        for value, claims in values:
+        claimed: dict[object, str | None] = {ip: addresses.get(ip) for ip in allocation.cluster_ips_of(service)}
+        claimed |= {port: node_ports.get(port) for port in allocation.node_ports_of(service)}
+        for value, claimant in claimed.items():
             if value in held:
                 yield f"{value} is held by {name} and by {held[value]}"
             held[value] = name
-            if claims.get(value) != uid:  # type: ignore[call-overload]
+            if claimant != uid:
                 yield f"{value} of {name} is not claimed by it"
         if allocation.missing_families(service) or allocation.missing_node_ports(service):
             yield f"{name} lacks an address or a node port"
-    for value in [*addresses, *node_ports]:
-        if value not in held:
-            yield f"{value} is claimed, but no Service holds it"
+    for claim in [*addresses, *node_ports]:
+        if claim not in held:
+            yield f"{claim} is claimed, but no Service holds it"
 
 
 def check_endpoints(

@@ -19,7 +19,7 @@ def check_everything() -> list[str]:
         services = _documents(models.Service)
         addresses = {str(a): str(uid) for a, uid in models.ClusterIPClaim.objects.values_list("address", "service_id")}
         ports = {port: str(uid) for port, uid in models.NodePortClaim.objects.values_list("port", "service_id")}
-        found = [
+        return [
             *checks.check_claims(services, addresses, ports),
             *checks.check_endpoints(
                 services,
@@ -30,7 +30,6 @@ def check_everything() -> list[str]:
             ),
             *_check_log(),
         ]
-    return found
 
 
 def _documents(model: type[models.ApiObject]) -> list[dict[str, Any]]:

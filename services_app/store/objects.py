@@ -11,6 +11,7 @@ from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -192,7 +193,7 @@ def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_
             raise Invalid(kind, prepared["metadata"].get("name", ""), errors)
         generated = not document.get("metadata", {}).get("name") and document["metadata"].get("generateName")
         try:
-            return _retried(lambda: _create_once(kind, prepared, cluster, actor, now, dry_run))
+            return _retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
         except AlreadyExists:
             if not generated or attempt == TRIES - 1:
                 raise
@@ -269,7 +270,7 @@ def update(
         if prepared == old:
             return current
         with suppress(_LostRace):
-            return _retried(lambda: _update_once(kind, current, old, prepared, cluster, actor, dry_run, subresource))
+            return _retried(partial(_update_once, kind, current, old, prepared, cluster, actor, dry_run, subresource))
     raise Conflict(
         kind, name, "the object has been modified; please apply your changes to the latest version and try again"
     )

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
 NAMESPACE = "packets"
 PORT = 8080
+# A process on the node is told by the kernel's own word for it when what it sends is rejected on its way out.
+REFUSED = "refused|operation not permitted"
 
 
 @dataclass(frozen=True)
