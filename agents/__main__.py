@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -93,6 +94,8 @@ def _cleanup(options: argparse.Namespace) -> None:
     Node().cleanup()
     for path in (UNIT, SUDO_RULE, PROGRAM):
         path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        PROGRAM.parent.rmdir()
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     shutil.rmtree(RUN_DIRECTORY, ignore_errors=True)
     _forget_key()

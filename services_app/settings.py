@@ -68,6 +68,22 @@ def read_domain(name: str, default: str) -> str:
     return text.lower()
 
 
+def read_level(name: str, default: str) -> str:
+    """A level of Python's logging."""
+    text = os.environ.get(name, default)
+    if text.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise _bad(name, text, "write DEBUG, INFO, WARNING or ERROR")
+    return text.upper()
+
+
+def read_redis(name: str, default: str) -> str:
+    """A redis address; unix:// names a socket."""
+    text = os.environ.get(name, default)
+    if urlsplit(text).scheme not in ("redis", "rediss", "unix"):
+        raise _bad(name, "…", "write redis://host:6379/0, rediss://… for TLS or unix:///path/redis.sock")
+    return text
+
+
 def read_secret(name: str, path: Path) -> str:
     """The secret from the environment, else from the data directory, made there at the first start."""
     if value := os.environ.get(name):
@@ -93,7 +109,7 @@ def read_database(name: str, default: str) -> dict[str, object]:
     text = os.environ.get(name, default)
     parts = urlsplit(text)
     if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
-        raise _bad(name, text, "write postgresql://user:password@host:5432/timonel")
+        raise _bad(name, "…", "write postgresql://user:password@host:5432/timonel")
     query = dict(pair.partition("=")[::2] for pair in parts.query.split("&") if pair)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -119,7 +135,7 @@ TIMONEL_WORKER_THREADS = read_int("TIMONEL_WORKER_THREADS", 32, least=2, most=10
 
 DATABASE_POOL_SIZE = read_int("TIMONEL_DATABASE_POOL_SIZE", 32, least=2, most=256)
 DATABASES = {"default": read_database("DATABASE_URL", f"postgresql://timonel@/timonel?host={DATA_DIR}/postgres/run")}
-REDIS_URL = os.environ.get("REDIS_URL", f"unix://{DATA_DIR}/redis/redis.sock")
+REDIS_URL = read_redis("REDIS_URL", f"unix://{DATA_DIR}/redis/redis.sock")
 
 SECRET_KEY = read_secret("TIMONEL_SECRET_KEY", DATA_DIR / "secret.key")
 DEBUG = False
@@ -212,6 +228,6 @@ LOGGING = {
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": os.environ.get("TIMONEL_LOG_LEVEL", "INFO").upper()},
+    "root": {"handlers": ["console"], "level": read_level("TIMONEL_LOG_LEVEL", "INFO")},
     "loggers": {"paramiko": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
 }

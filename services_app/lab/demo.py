@@ -44,9 +44,10 @@ class Demo:
         self._begin = time.monotonic()
         self.proof = p.Proof(self._step)
 
-    def run(self, stay: Callable[[], None] | None) -> bool:
-        """Whether every line of the proof is true. stay: called in the end with everything running, None: do not stay.
+    def run(self, stay: Callable[[], object] | None) -> bool:
+        """Whether every line of the proof is true.
 
+        stay: called in the end with everything running, ended by KeyboardInterrupt; None: do not stay.
         Raises StepFailed, LabError or ProbeFailed when it cannot come so far.
         """
         make_empty(self._directory)
@@ -58,7 +59,8 @@ class Demo:
             self._summary()
             if stay:
                 self._invite(cluster)
-                stay()
+                with suppress(KeyboardInterrupt):
+                    stay()
             self._say("stopping …")
         if not self.proof.failed:
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -184,6 +184,11 @@ class Place:
         self._background.append(process)
         return process
 
+    def resume(self) -> None:
+        """Let the nsenter of each background process go on: it stops itself when its child is stopped."""
+        for process in self._background:
+            process.send_signal(signal.SIGCONT)
+
     def processes(self) -> dict[int, str]:
         """This place's processes but the lab's own: process id as this machine counts -> command line."""
         found = {}
@@ -328,6 +333,7 @@ class Place:
         for companion in (self._prober, self._backends):
             if companion:
                 companion.close()
+        self.resume()
         for process in self._background:
             process.wait(timeout=10)
         for stream in (self._keeper.stdout, self._keeper.stderr):

@@ -126,6 +126,7 @@ class Node(Place):
 
     def thaw(self) -> None:
         self.kill("", signal.SIGCONT)
+        self.resume()
 
 
 class Lab:

@@ -13,4 +13,9 @@ fi
 echo "installing Python packages into .venv …"
 "$python" -m venv .venv
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+cat >.venv/bin/timonel <<LAUNCHER
+#!/bin/sh
+exec "$PWD/.venv/bin/python" "$PWD/manage.py" "\$@"
+LAUNCHER
+chmod 755 .venv/bin/timonel
 touch .venv

@@ -10,6 +10,7 @@ import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from services_app.models import ControlPlane, NodeAccess, NodeSync
 from services_app.push import ssh, wake
 from services_app.push.errors import NodeError
 from services_app.push.keys import fingerprint, from_line, own_key, private_key, to_line
-from services_app.push.session import AGENT
+from services_app.push.session import AGENT, agent_command
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
 
 ACTOR = store.Actor("timonel:enrolment")
+CLEANUP_HOLD = timedelta(minutes=2)
 UNIT = """[Unit]
 Description=Timonel: restore Service rules and names
 After=network-online.target
@@ -79,9 +81,7 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
             f"the host key {print_of} was not confirmed; nothing was done. Compare it with the host's own "
             "(ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
         )
-    with ssh.connect(
-        host.name, host.address, host.port, host.user, expected=shown, key=host.key, password=host.password
-    ) as connection:
+    with _log_in(host, shown) as connection:
         root = "" if host.user == "root" else "sudo -n "
         yield Step(f"logged in as {host.user}")
         _require(
@@ -117,6 +117,23 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
     store.adopt_pods(host.name, actor=ACTOR)
     wake.request_wake()
     yield Step("first push requested")
+
+
+def _log_in(host: Host, shown: paramiko.PKey) -> ssh.Connection:
+    """With what the operator gave; the control plane's own key is not there yet, so the remedy is another one."""
+    try:
+        return ssh.connect(
+            host.name, host.address, host.port, host.user, expected=shown, key=host.key, password=host.password
+        )
+    except NodeError as err:
+        if err.reason != "AuthenticationFailed":
+            raise
+        given = "password" if host.key is None else "key"
+        raise NodeError(
+            err.reason,
+            f"{host.name} does not let {host.user} in with this {given}; nothing was done. Try another --user, or "
+            "another --identity whose public half is in the login's ~/.ssh/authorized_keys",
+        ) from err
 
 
 def _require(connection: ssh.Connection, command: str, reason: str, message: str) -> str:
@@ -268,13 +285,20 @@ def remove(name: str) -> Iterator[Step]:
         expected=from_line(access.host_key),
         key=private_key(access.ssh_key),
     ) as connection:
-        prefix = "" if access.user == "root" else "sudo -n "
-        _require(
-            connection, f"{prefix}/usr/bin/env python3 {AGENT} cleanup", "AgentFailed", "the node's cleanup failed"
-        )
+        # The cleanup ends the agent; the pushers must not start another one behind it.
+        _hold_pushes(name, CLEANUP_HOLD)
+        try:
+            _require(connection, agent_command(access.user, "cleanup"), "AgentFailed", "the node's cleanup failed")
+        except BaseException:
+            _hold_pushes(name, timedelta())
+            raise
         yield Step("the node is as it was before its enrolment")
     forget(name)
     yield Step(f"node {name} forgotten")
+
+
+def _hold_pushes(name: str, pause: timedelta) -> None:
+    NodeSync.objects.filter(node_id=name).update(next_attempt_at=timezone.now() + pause)
 
 
 def forget(name: str) -> None:

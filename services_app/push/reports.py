@@ -9,6 +9,7 @@ from typing import Any
 
 from django.db import close_old_connections
 from django.db.models import F
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from services_app import store
@@ -118,7 +119,8 @@ def note_failure(node: str, error: NodeError) -> None:
         reason=error.reason,
         message=error.message,
         failures=F("failures") + 1,
-        next_attempt_at=timezone.now() + timedelta(seconds=pause),
+        # Never earlier than somebody else asked for: a node being removed is left alone.
+        next_attempt_at=Greatest(F("next_attempt_at"), timezone.now() + timedelta(seconds=pause)),
     )
     if (sync.state, sync.reason) != (state, error.reason):
         logger.warning("node %s: %s reason=%s", node, error.message, error.reason)

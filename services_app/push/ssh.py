@@ -116,7 +116,8 @@ def _handshake(name: str, address: str, port: int, expected: paramiko.PKey | Non
     sock = open_socket(name, address, port)
     transport = paramiko.Transport(sock)
     transport.daemon = True
-    transport.banner_timeout = transport.handshake_timeout = AUTH_TIMEOUT_S
+    # Later than start_client gives up, so that a host that hangs is always the same Timeout.
+    transport.banner_timeout = transport.handshake_timeout = AUTH_TIMEOUT_S + 5
     if expected is not None:
         # Ask for the kind of key that was confirmed: a host has several, and shows the one the client prefers.
         options = transport.get_security_options()
@@ -125,6 +126,8 @@ def _handshake(name: str, address: str, port: int, expected: paramiko.PKey | Non
     try:
         with _reasons(name):
             transport.start_client(timeout=AUTH_TIMEOUT_S)
+            if not transport.initial_kex_done:  # it returns silently when time is up
+                raise TimeoutError
     except BaseException:
         transport.close()
         raise

@@ -57,15 +57,13 @@ def test_two_thousand_creates_while_servers_and_clients_are_killed(stack: Stack,
     is_over = threading.Event()
 
     def killer() -> None:
-        while not is_over.wait(2):
-            for pid in stack.pids_of("web")[:1]:
-                os.kill(pid, signal.SIGKILL)
+        for number in range(4):
+            if is_over.wait(6):
+                return
+            os.kill(stack.pids_of("web")[number % 2 - 1], signal.SIGKILL)
 
     context = multiprocessing.get_context("spawn")
     doomed = [context.Process(target=doomed_client, args=(stack.kubeconfig, collection)) for _ in range(2)]
-        multiprocessing.get_context("spawn").Process(target=doomed_client, args=(stack.kubeconfig, collection))
-        for _ in range(2)
-    ]
     for process in doomed:
         process.start()
     thread = threading.Thread(target=killer)
@@ -96,6 +94,7 @@ def test_two_thousand_creates_while_servers_and_clients_are_killed(stack: Stack,
     assert len(set(addresses)) == len(addresses)
     ports = [port["nodePort"] for item in items for port in item["spec"]["ports"]]
     assert len(set(ports)) == len(ports)
-    api.request("DELETE", collection)
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        list(pool.map(lambda item: api.request("DELETE", f"{collection}/{item['metadata']['name']}"), items))
     assert api.request("GET", collection)["items"] == []
     assert checked(stack) == []

@@ -25,17 +25,9 @@ class Command(BaseCommand):
         demo = Demo(
             settings.DATA_DIR / "demo", settings.DATA_DIR / "proof.json", bind=settings.TIMONEL_BIND, say=self._say
         )
-        staying = threading.Event()
-
-        def stay() -> None:
-            staying.set()
-            threading.Event().wait()
-
         try:
-            is_proven = demo.run(None if once else stay)
+            is_proven = demo.run(None if once else threading.Event().wait)
         except KeyboardInterrupt:
-            if staying.is_set():
-                return
             raise CommandError("stopped before the proof was complete", returncode=130) from None
         except FAILURES as err:
             raise CommandError(str(err)) from err
