@@ -1,0 +1,259 @@
+"""The agent on a host of its own: frames in, packets and names out."""
+
+import base64
+import json
+import os
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.build import build_zipapp
+from agents.state import digest
+from services_app.lab.network import Lab, Node
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+
+AGENT = "/usr/local/lib/timonel/agent.pyz"
+DNS = "169.254.20.10"
+VIRTUAL_IP = "10.96.0.10"
+Message = dict[str, Any]
+
+
+class Agent:
+    """A serving agent, asked by frames."""
+
+    def __init__(self, node: Node) -> None:
+        self.process = subprocess.Popen(
+            node.inside(["python3", AGENT, "serve"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.events: list[Message] = []
+        self._number = 0
+
+    def ask(self, op: str, **arguments: Any) -> Message:
+        self._number += 1
+        body = json.dumps({"id": self._number, "op": op, **arguments}).encode()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(struct.pack(">I", len(body)) + body)
+        self.process.stdin.flush()
+        while True:
+            (size,) = struct.unpack(">I", self.process.stdout.read(4))
+            message = json.loads(self.process.stdout.read(size))
+            if "event" not in message:
+                assert message["id"] == self._number
+                return dict(message)
+            self.events.append(message)
+
+    def close(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        return self.process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Lab(nodes=1) as lab, tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "agent.pyz"
+        build_zipapp(path)
+        node = lab.nodes[0]
+        text = base64.b64encode(path.read_bytes()).decode()
+        node.run(["sh", "-c", f"mkdir -p {AGENT.rpartition('/')[0]} && base64 -d > {AGENT}"], input=text)
+        node.run(["python3", AGENT, "adopt", "c1"])
+        node.serve("on-node", 8080)
+        node.containers[0].serve("in-container", 8080)
+        yield node
+
+
+@pytest.fixture(scope="module")
+def revision() -> Callable[[], int]:
+    numbers = iter(range(1, 10_000))
+    return lambda: next(numbers)
+
+
+def base(node: Node) -> list[list[str]]:
+    settings = {"node-address": node.address, "zone": "cluster.local", "dns-listen": DNS, "route 10.96.0.0/16": ""}
+    return [["host", key, value] for key, value in {**settings, "reverse 96.10.in-addr.arpa.": ""}.items()]
+
+
+def service(address: str, group: str, endpoints: list[str], name: str = "web") -> list[list[str]]:
+    verdict = f"goto lb_{len(endpoints)}" if endpoints else "goto refuse"
+    return [
+        ["nft4", f"frontends {address} . tcp . 80", group],
+        ["nft4", f"cluster_ips {address}", ""],
+        ["nft4", f"groups {group}", verdict],
+        *(["nft4", f"slots {group} . {i}", f"{endpoint} . 8080"] for i, endpoint in enumerate(endpoints)),
+        ["dns", f"{name}.shop.svc.cluster.local. A {address}", "5"],
+    ]
+
+
+def whole(node: Node) -> dict[str, list[list[str]]]:
+    endpoints = [node.address, node.containers[0].address]
+    return {"": base(node), "shop/web": service(VIRTUAL_IP, "0x00000001", endpoints)}
+
+
+@pytest.fixture
+def agent(node: Node, revision: Callable[[], int]) -> Iterator[Agent]:
+    """An agent that holds `whole`."""
+    agent = Agent(node)
+    answer = agent.ask("apply", cluster="c1", revision=revision(), since=None, owners=whole(node))
+    assert answer["ok"], answer
+    assert answer["digest"] == digest(whole(node))
+    yield agent
+    agent.process.kill()
+    agent.process.wait()
+
+
+def backends(node: Node, address: str = VIRTUAL_IP) -> set[str]:
+    return {str(answer.get("backend") or answer["error"]) for answer in node.ask_often(address, 80, 30)}
+
+
+def eventually(is_so: Callable[[], bool], what: str, deadline_s: float = 20) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not in {deadline_s:.0f} s: {what}"
+        time.sleep(0.1)
+
+
+def name_of(node: Node, name: str) -> tuple[str, list[str]]:
+    return node.lookup(f"{name}.shop.svc.cluster.local.", "A", DNS)
+
+
+def test_pushes_become_packets_and_names(node: Node, agent: Agent, revision: Callable[[], int]) -> None:
+    assert backends(node) == {"on-node", "in-container"}
+    assert {str(a.get("backend") or a) for a in node.containers[0].ask_often(VIRTUAL_IP, 80, 30)} == {
+        "on-node",
+        "in-container",
+    }
+    assert name_of(node, "web") == ("NOERROR", [VIRTUAL_IP])
+    assert node.containers[0].lookup("web.shop.svc.cluster.local.", "A", DNS) == ("NOERROR", [VIRTUAL_IP])
+    held = agent.ask("ping")["revision"]
+    more = {"shop/more": service("10.96.0.11", "0x00000002", [node.address], "more"), "shop/web": []}
+    assert agent.ask("apply", cluster="c1", revision=revision(), since=held, owners=more)["rejected"] == {}
+    assert backends(node, "10.96.0.11") == {"on-node"}
+    assert name_of(node, "more") == ("NOERROR", ["10.96.0.11"])
+    assert name_of(node, "web")[0] == "NXDOMAIN"
+
+
+def test_pushes_that_may_not_be_applied_change_nothing(node: Node, agent: Agent) -> None:
+    held = agent.ask("ping")
+    later = held["revision"] + 1000
+    for reason, arguments in {
+        "OtherCluster": {"cluster": "c2", "revision": later, "since": None},
+        "StaleRevision": {"cluster": "c1", "revision": held["revision"] - 1, "since": None},
+        "BaseMismatch": {"cluster": "c1", "revision": later, "since": later - 1},
+    }.items():
+        answer = agent.ask("apply", owners={}, **arguments)
+        assert (answer["ok"], answer["reason"]) == (False, reason)
+    assert agent.ask("ping")["digest"] == held["digest"]
+    assert agent.ask("juggle")["reason"] == "UnknownOperation"
+    assert backends(node) == {"on-node", "in-container"}
+
+
+def test_an_owner_that_cannot_be_read_is_rejected_alone(node: Node, agent: Agent, revision: Callable[[], int]) -> None:
+    held = agent.ask("ping")["revision"]
+    owners = {
+        "shop/bad": [["nft4", "groups 0x00000009", "accept"]],
+        "shop/good": service("10.96.0.12", "0x00000003", [node.address], "good"),
+    }
+    answer = agent.ask("apply", cluster="c1", revision=revision(), since=held, owners=owners)
+    assert answer["ok"]
+    assert answer["rejected"]["shop/bad"]["reason"] == "InvalidResource"
+    assert list(answer["rejected"]) == ["shop/bad"]
+    assert backends(node, "10.96.0.12") == {"on-node"}
+
+
+def test_what_somebody_else_breaks_is_repaired(node: Node, agent: Agent) -> None:
+    node.run(["nft", "flush", "ruleset"])
+    eventually(lambda: backends(node) == {"on-node", "in-container"}, "the table is refilled")
+    assert agent.ask("ping")["ok"]
+    assert [event["reason"] for event in agent.events] == ["Repaired"]
+    for daemon in ("knotd", "unbound"):
+        assert node.kill(rf"{daemon}\b")
+
+        def is_back() -> bool:
+            try:
+                return name_of(node, "web") == ("NOERROR", [VIRTUAL_IP])
+            except Exception:
+                return False
+
+        eventually(is_back, f"{daemon} runs again")
+
+
+def test_a_killed_agent_leaves_traffic_and_its_successor_goes_on(node: Node, agent: Agent) -> None:
+    held = agent.ask("ping")
+    node.stream("traffic", VIRTUAL_IP, 80, interval_ms=10)
+    agent.process.kill()
+    node.kill_agent()
+    time.sleep(0.3)
+    successor = Agent(node)
+    greeting = successor.ask("hello", cluster="c1")
+    report = node.stream_end("traffic")
+    assert (greeting["revision"], greeting["digest"]) == (held["revision"], held["digest"])
+    assert greeting["problems"] == []
+    assert report["asked"] > 10
+    assert report["failed"] == 0, report
+    assert successor.close() == 0
+    assert backends(node) == {"on-node", "in-container"}
+
+
+def test_a_newer_agent_takes_over(node: Node, agent: Agent) -> None:
+    newer = Agent(node)
+    assert newer.ask("hello", cluster="c1")["ok"]
+    assert agent.process.wait(10) != 0
+    assert newer.close() == 0
+
+
+def test_without_nft_the_reason_is_told_and_it_recovers(node: Node, agent: Agent, revision: Callable[[], int]) -> None:
+    held = agent.ask("ping")["revision"]
+    program = node.run(["sh", "-c", "readlink -f $(command -v nft || echo /usr/sbin/nft)"]).stdout.strip()
+    node.run(["mount", "--bind", "/dev/null", program])
+    try:
+        owners = {"shop/late": service("10.96.0.13", "0x00000004", [node.address], "late")}
+        newest = revision()
+        answer = agent.ask("apply", cluster="c1", revision=newest, since=held, owners=owners)
+        assert (answer["ok"], answer["reason"]) == (False, "NftMissing")
+        assert "install" in answer["message"].lower()
+        assert "NftMissing" in [p["reason"] for p in agent.ask("hello", cluster="c1")["problems"]]
+        assert backends(node) == {"on-node", "in-container"}
+    finally:
+        node.run(["umount", program])
+    assert agent.ask("ping")["revision"] == newest
+    assert backends(node, "10.96.0.13") == {"on-node"}
+
+
+def test_what_is_no_frame_ends_the_agent_with_a_sentence(node: Node, agent: Agent) -> None:
+    done = subprocess.run(
+        node.inside(["python3", AGENT, "serve"]),
+        input=b"GET / HTTP/1.1\r\n\r\n",
+        capture_output=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert b"does not speak this protocol" in done.stderr
+    assert backends(node) == {"on-node", "in-container"}
+
+
+def test_restore_status_and_cleanup(node: Node, agent: Agent) -> None:
+    assert agent.close() == 0
+    node.run(["nft", "flush", "ruleset"])
+    node.run(["python3", AGENT, "restore"])
+    assert backends(node) == {"on-node", "in-container"}
+    status = json.loads(node.run(["python3", AGENT, "status"]).stdout)
+    assert (status["cluster"], status["services"], status["problems"]) == ("c1", 1, [])
+    node.run(["python3", AGENT, "cleanup"])
+    assert node.run(["nft", "list", "tables"]).stdout == ""
+    assert DNS not in node.run(["ip", "address"]).stdout
+    assert "10.96" not in node.run(["ip", "route"]).stdout
+    assert not [words for words in node.processes().values() if "knotd" in words or "unbound" in words]
+    left = node.run(["sh", "-c", "ls -d /var/lib/timonel /run/timonel /usr/local/lib/timonel/*"], check=False)
+    assert left.stdout == ""

@@ -1,0 +1,121 @@
+"""Only the exact forms of the contract reach a tool: no other text does."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents import conntrack, dns, host, nftables
+from agents.errors import InvalidResource
+from agents.state import Change
+
+NFT = [
+    ("frontends 10.96.0.10 . tcp . 80", "0x00000001", ("frontends", "10.96.0.10 . tcp . 80", "0x00000001")),
+    ("nodeports udp . 30053", "0x0000000a", ("nodeports", "udp . 30053", "0x0000000a")),
+    ("groups 0x00000001", "goto lb_3", ("groups", "0x00000001", "goto lb_3")),
+    ("groups 0x00000001", "goto refuse", ("groups", "0x00000001", "goto refuse")),
+    ("slots 0x00000001 . 0", "10.1.0.1 . 8080", ("slots", "0x00000001 . none", "10.1.0.1 . 8080")),
+    ("slots 0x00000001 . 26", "10.1.0.1 . 8080", ("slots", "0x00000001 . 0:1a", "10.1.0.1 . 8080")),
+    ("cluster_ips 10.96.0.10", "", ("cluster_ips", "10.96.0.10", "")),
+]
+BAD_NFT = [
+    ("frontends 10.96.0.10 . tcp . 0", "0x00000001"),
+    ("frontends 10.96.0.10 . tcp . 65536", "0x00000001"),
+    ("frontends 10.96.0.256 . tcp . 80", "0x00000001"),
+    ("frontends 10.96.0.10 . icmp . 80", "0x00000001"),
+    ("frontends 10.96.0.10 . tcp . 80", "0x10000001"),
+    ("frontends 10.96.0.10 . tcp . 80 }; flush ruleset; #", "0x00000001"),
+    ("groups 0x00000001", "goto services"),
+    ("groups 0x00000001", "accept"),
+    ("slots 0x00000001 . 65536", "10.1.0.1 . 80"),
+    ("cluster_ips 10.96.0.10", "x"),
+    ("cluster_ips 10.96.0.10\n", ""),
+    ("same_link eth0", ""),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "spelled"), NFT)
+def test_elements_are_spelled_as_nft_reads_them(key, value, spelled):
+    assert nftables.spell(key, value) == spelled
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_NFT)
+def test_other_elements_are_refused(key, value):
+    with pytest.raises(InvalidResource):
+        nftables.spell(key, value)
+
+
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_no_text_gets_through_that_could_end_an_element(key, value):
+    try:
+        spelled = nftables.spell(key, value)
+    except InvalidResource:
+        return
+    assert not set("{};\n\"'#") & set("".join(spelled))
+
+
+RECORDS = [
+    "web.shop.svc.cluster.local. A 10.96.0.10",
+    "web.shop.svc.cluster.local. AAAA fd00::1",
+    "10.0.96.10.in-addr.arpa. PTR web.shop.svc.cluster.local.",
+    "ext.shop.svc.cluster.local. CNAME example.org.",
+    "_http._tcp.web.shop.svc.cluster.local. SRV 0 100 80 web.shop.svc.cluster.local.",
+]
+
+
+@pytest.mark.parametrize("key", RECORDS)
+def test_records_are_read(key):
+    owner, kind, data, ttl = dns.parse(key, "5")
+    assert (f"{owner} {kind} {data}", ttl) == (key, "5")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("web.shop. A 10.96.0", "5"),
+        ("web.shop A 10.96.0.10", "5"),
+        ("web.shop. TXT hello", "5"),
+        ("web.shop. A 10.96.0.10\nx", "5"),
+        ("web.shop. CNAME example.org", "5"),
+        ("web.shop. SRV 0 100 80", "5"),
+        ("web.shop. A 10.96.0.10", "soon"),
+        (f"{'a' * 64}.shop. A 10.96.0.10", "5"),
+    ],
+)
+def test_other_records_are_refused(key, value):
+    with pytest.raises(InvalidResource):
+        dns.parse(key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("node-address", "10.0.0.1; reboot"),
+        ("route 10.96.0.0/33", ""),
+        ("route 10.96.0.0/16", "x"),
+        ("zone", "Cluster Local"),
+        ("reverse 96.10.in-addr.arpa", ""),
+        ("sysctl net.ipv4.ip_forward", "0"),
+    ],
+)
+def test_other_host_settings_are_refused(key, value):
+    with pytest.raises(InvalidResource):
+        host.check(key, value)
+
+
+def test_flows_to_endpoints_that_left_are_forgotten_and_others_stay():
+    flows = conntrack.UdpFlows()
+    flows.refill([("frontends 10.96.0.1 . udp . 53", "0x00000001"), ("frontends 10.96.0.2 . tcp . 80", "0x00000002")])
+    moved = Change(
+        deletes={"slots 0x00000001 . 0": "10.1.0.1 . 53", "slots 0x00000001 . 1": "10.1.0.2 . 53"},
+        adds={"slots 0x00000001 . 0": "10.1.0.2 . 53"},
+    )
+    assert flows.follow(moved) == [["--mark", "0x00000001", "--reply-src", "10.1.0.1", "--reply-port-src", "53"]]
+    assert flows.follow(Change(deletes={"slots 0x00000002 . 0": "10.1.0.1 . 80"})) == []
+
+
+def test_what_was_sent_before_an_address_was_a_services_is_forgotten():
+    flows = conntrack.UdpFlows()
+    made = Change(adds={"nodeports udp . 30053": "0x00000003"})
+    assert flows.follow(made) == [["--orig-port-dst", "30053", "--mark", "0"]]
+    gone = Change(deletes={"nodeports udp . 30053": "0x00000003"})
+    assert flows.follow(gone) == [["--orig-port-dst", "30053", "--mark", "0x00000003"]]
