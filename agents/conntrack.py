@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agents import process
+from agents.errors import AgentError
 from agents.state import Change
+
+UNTRANSLATED = ["--mark", "0"]
 
 
 class UdpFlows:
@@ -39,7 +42,7 @@ class UdpFlows:
                 self._frontends.setdefault(group, set()).add(key)
                 if key not in change.deletes:
                     # What was sent there before it was a Service's address.
-                    commands.append([*_to(key), "--mark", "0"])
+                    commands.append([*_to(key), *UNTRANSLATED])
         groups |= {group for group, keys in self._frontends.items() if keys}
         for group in [group for group, keys in self._frontends.items() if not keys]:
             del self._frontends[group]
@@ -81,7 +84,11 @@ def forget(commands: Iterable[list[str]]) -> list[str]:
     """Run the commands; sentences about those that failed. To find nothing is no failure."""
     problems = []
     for arguments in commands:
-        done = process.run(["conntrack", "-D", "-p", "udp", *arguments], reason="ConntrackFailed")
+        try:
+            done = process.run(["conntrack", "-D", "-p", "udp", *arguments], reason="ConntrackFailed")
+        except AgentError as err:
+            problems.append(err.message)
+            continue
         if done.returncode and "0 flow entries" not in done.stderr:
             problems.append(f"conntrack {' '.join(arguments)}: {process.first_line(done.stderr)}")
     return problems

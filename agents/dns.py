@@ -6,6 +6,7 @@ from it, follows aliases to names outside and forwards everything else.
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import re
@@ -14,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from pathlib import Path
 
 from agents.daemons import Daemon
@@ -21,12 +23,16 @@ from agents.errors import AgentError, InvalidResource
 from agents.knot import Control, Item
 from agents.state import Change
 
+logger = logging.getLogger(__name__)
+
 KNOT_ADDRESS, KNOT_PORT = "127.0.0.1", 8053
 _NAME = r"(?:[a-z0-9_*](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+"
-_V4 = r"(?:[0-9]{1,3}\.){3}[0-9]{1,3}"
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_TTL = re.compile(r"[0-9]{1,9}")
+MAX_NAME_LENGTH = 254  # with the final dot
 _RECORD = re.compile(rf"(?P<owner>{_NAME}) (?P<type>A|AAAA|PTR|CNAME|SRV) (?P<data>[0-9a-z_.:* -]+)")
 _DATA = {
-    "A": re.compile(_V4),
+    "A": re.compile(rf"(?:{_OCTET}\.){{3}}{_OCTET}"),
     "AAAA": re.compile(r"[0-9a-f:]+(?:\.[0-9.]+)?"),
     "PTR": re.compile(_NAME),
     "CNAME": re.compile(_NAME),
@@ -53,11 +59,27 @@ class Zones:
 
 
 def parse(key: str, value: str) -> tuple[str, str, str, str]:
-    """(owner, type, data, ttl) of a resource. Raises InvalidResource."""
+    """(owner, type, data, ttl) of a resource. Raises InvalidResource for what Knot would refuse, too."""
     match = _RECORD.fullmatch(key)
-    if match is None or not _DATA[match["type"]].fullmatch(match["data"]) or not value.isdigit() or len(key) > 700:
+    if match is None or not _TTL.fullmatch(value) or not _is_data(match["type"], match["data"]):
         raise InvalidResource(f"cannot read record {key[:100]!r} with lifetime {value[:20]!r}")
+    if len(match["owner"]) > MAX_NAME_LENGTH:
+        raise InvalidResource(f"cannot read record {key[:100]!r}: its name is too long")
     return match["owner"], match["type"], match["data"], value
+
+
+def _is_data(kind: str, data: str) -> bool:
+    if not _DATA[kind].fullmatch(data):
+        return False
+    words = data.split()
+    if kind == "AAAA":
+        try:
+            IPv6Address(data)
+        except ValueError:
+            return False
+    elif kind == "SRV" and any(int(number) > 65535 for number in words[:3]):
+        return False
+    return kind in ("A", "AAAA") or len(words[-1]) <= MAX_NAME_LENGTH
 
 
 class Names:
@@ -101,7 +123,7 @@ class Names:
         _wait_for_answer(zones.listen, zones.all[0])
 
     def commit(self, change: Change) -> None:
-        """Apply a change of records: all of a zone's at once."""
+        """Apply a change of records: all of a zone's at once. Records that no zone holds are left out."""
         if not change or self.zones is None:
             return
         commands: dict[str, list[Item]] = {}
@@ -110,7 +132,9 @@ class Names:
                 owner, kind, data, ttl = parse(key, value)
                 zone = self.zones.zone_of(owner)
                 if zone is None:
-                    raise AgentError("DnsFailed", f"no zone of this node holds {owner}")
+                    # Left from another Service range or domain; no reason to hold all other names back.
+                    logger.warning("%s %s is left out reason=NoZone", owner, kind)
+                    continue
                 item = {"cmd": verb, "zone": zone, "owner": owner, "type": kind, "data": data}
                 if verb == "zone-set":
                     item["ttl"] = ttl

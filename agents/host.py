@@ -8,7 +8,7 @@ import platform
 import re
 import socket
 from collections.abc import Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,16 @@ def preflight() -> list[Problem]:
             {"reason": reason, "message": f"{tool} is not installed ({purpose} need it): install package {package}"}
         )
     if "nft" not in missing and os.geteuid() == 0:
-        done = process.run(["nft", "-c", "-f", "-"], text=_TRIAL)
-        if done.returncode:
-            problems.append(
-                {
-                    "reason": "NftUnsupported",
-                    "message": f"this kernel or nft lacks what Services need: {process.first_line(done.stderr)}",
-                }
-            )
+        try:
+            done = process.run(["nft", "-c", "-f", "-"], text=_TRIAL, reason="NftTimeout")
+        except AgentError as err:
+            problems.append({"reason": err.reason, "message": err.message})
+        else:
+            if done.returncode:
+                why = process.first_line(done.stderr)
+                problems.append(
+                    {"reason": "NftUnsupported", "message": f"this kernel or nft lacks what Services need: {why}"}
+                )
     return problems
 
 
@@ -112,15 +114,17 @@ def check(key: str, value: str) -> None:
     """Raises InvalidResource for anything but the exact forms of a host's resources."""
     word, _, rest = key.partition(" ")
     try:
-        if word in ("node-address", "dns-listen") and not rest:
+        # A scope ("fe80::1%...") may hold any text, and what is listened on gets into a server's file.
+        if word == "node-address" and not rest and "%" not in value:
             ip_address(value)
             return
-        if word == "route" and not value:
-            ip_network(rest)
+        if word == "dns-listen" and not rest and str(IPv4Address(value)) == value:
             return
-        if word == "zone" and not rest and _DOMAIN.fullmatch(value):
+        if word == "route" and not value and str(IPv4Network(rest)) == rest:
             return
-        if word == "reverse" and not value and rest.endswith(".") and _DOMAIN.fullmatch(rest[:-1]):
+        if word == "zone" and not rest and len(value) < 254 and _DOMAIN.fullmatch(value):
+            return
+        if word == "reverse" and not value and rest.endswith(".") and len(rest) < 255 and _DOMAIN.fullmatch(rest[:-1]):
             return
     except ValueError:
         pass
@@ -147,11 +151,13 @@ def settle(elements: Mapping[str, str]) -> None:
         raise AgentError("HostFailed", f"cannot switch on forwarding in {forwarding}: {err.strerror}") from err
     if listen := elements.get("dns-listen"):
         _ip("address", "replace", f"{listen}/32", "dev", "lo", "scope", "host")  # never a source of other traffic
-    source = ["src", elements["node-address"]] if is_own(elements.get("node-address", "")) else []
+    address = elements.get("node-address", "")
+    source = ["src", address] if ":" not in address and is_own(address) else []
     wanted = {key.partition(" ")[2] for key in elements if key.startswith("route ")}
     for line in _ip("-o", "route", "show", "proto", ROUTE_PROTOCOL).splitlines():
-        if line.split() and line.split()[0] not in wanted:
-            _ip("route", "del", line.split()[0], "proto", ROUTE_PROTOCOL)
+        network = line.split()[0] if line.split() else ""
+        if network and network not in wanted and f"{network}/32" not in wanted:
+            _ip("route", "del", network, "proto", ROUTE_PROTOCOL)
     for network in sorted(wanted):
         # A process here may call a Service on a host without a default route; forwarded packets never see this.
         _ip("route", "replace", network, "dev", "lo", *source, "proto", ROUTE_PROTOCOL)

@@ -28,7 +28,7 @@ class Journal:
         self._size = 0
 
     def load(self) -> State:
-        """The state as of the last whole line; an empty one when there is no file."""
+        """The state as of the last whole line; an empty one when there is no file. Changes nothing on the disk."""
         state = State()
         whole = 0
         try:
@@ -43,10 +43,10 @@ class Journal:
             if "cluster" in message:
                 state = State(message["cluster"])
             barred = {owner: Refusal(*why) for owner, why in message.get("barred", {}).items()}
-            if message["revision"]:
+            # At revision 0 is what another control plane pushed, see Node.adopt.
+            if message["revision"] or message["owners"]:
                 state, _ = apply(state, message["revision"], message["since"], message["owners"], barred)
-        if whole < len(content):
-            os.truncate(self.path, whole)
+        # A torn line is cut off by who writes next: who only looks may see another's write half done.
         self._size = whole
         return state
 
@@ -58,6 +58,8 @@ class Journal:
         line = _line(message)
         try:
             with open(self.path, "ab") as file:
+                if file.tell() != self._size:
+                    file.truncate(self._size)
                 file.write(line)
         except OSError:
             if self.path.exists():

@@ -14,7 +14,7 @@ from pathlib import Path
 from agents import conntrack, dns, host, nftables
 from agents.errors import AgentError, InvalidResource
 from agents.journal import Journal
-from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, check_base
+from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, bar, check_base
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ Owners = dict[str, list[list[str]]]
 
 DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
 _DRIVERS = ("nft4", "dns", "host")
+_MANY_FLOWS = 100
 
 
 class Node:
@@ -35,6 +36,8 @@ class Node:
         self._names = dns.Names(directory, run_directory)
         self._flows = conntrack.UdpFlows()
         self.state: State = self._journal.load()
+        self._flows.refill(self.state.elements("nft4").items())
+        self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
         self.is_in_force = False
 
     # What is held
@@ -58,7 +61,8 @@ class Node:
         fresh = State(cluster)
         if self.state.owners:
             # Kept in force until the new control plane's first push replaces it, so that nothing breaks meanwhile.
-            fresh, _ = apply(fresh, 0, None, self.state.resources())
+            barred = {owner: why for owner, why in self.state.refused.items() if owner in self.state.barred}
+            fresh, _ = apply(fresh, 0, None, self.state.resources(), barred)
         self.state = fresh
         self._journal.rewrite(self.state)
         self.is_in_force = False
@@ -75,6 +79,9 @@ class Node:
                 "OtherCluster",
                 f"this node belongs to control plane {self.state.cluster or 'none'}, not {cluster}; enrol it again",
             )
+        for number in (revision, 0 if since is None else since):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+                raise ApplyError(f"cannot read the push: {number!r} is no revision")
         check_base(self.state, revision, since)
         if since is not None and revision == self.state.revision:
             self.ensure()
@@ -86,6 +93,7 @@ class Node:
             raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
         was_in_force, self.is_in_force = self.is_in_force, False
         self.state, delta = apply(self.state, revision, since, owners, barred)
+        self._forgettable += self._flows.follow(delta.of("nft4"))
         if was_in_force:
             self._enforce(delta.changes)
         else:
@@ -96,7 +104,6 @@ class Node:
 
     def _enforce(self, changes: Mapping[str, Change]) -> None:
         """Bring a change into force on what is in force already."""
-        commands = self._flows.follow(changes.get("nft4", Change()))
         try:
             self._table.commit(changes.get("nft4", Change()))
         except AgentError as err:
@@ -113,7 +120,14 @@ class Node:
             except AgentError as err:
                 logger.warning("comparing all names: %s reason=%s", err.message, err.reason)
                 self._start_names()
+        self._come_into_force()
+
+    def _come_into_force(self) -> None:
         self.is_in_force = True
+        commands, self._forgettable = self._forgettable, []
+        if len(commands) > _MANY_FLOWS:
+            # A whole cluster at once: each is a process, and hardly anything was sent to these addresses before.
+            commands = [command for command in commands if command[-2:] != conntrack.UNTRANSLATED]
         for problem in conntrack.forget(commands):
             logger.warning("%s reason=ConntrackFailed", problem)
 
@@ -121,15 +135,24 @@ class Node:
         """Make everything what is written down, whatever it is now. Raises AgentError when that is impossible."""
         began = time.monotonic()
         self.is_in_force = False
-        if not self.state.owners:
+        if not self.state.owners and not self.revision:
             self.is_in_force = True  # nothing was ever pushed
             return
+        try:
+            self._refill()
+        except InvalidResource as err:
+            # Another agent, before this one, could read it.
+            logger.warning("rejecting again what cannot be read: %s reason=InvalidResource", err)
+            bar(self.state, judge(self.state.resources()))
+            self._refill()
+        self._come_into_force()
+        logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
+
+    def _refill(self) -> None:
         elements = self.state.elements("nft4")
         self._table.refill(elements, host.links())
         self._flows.refill(elements.items())
         self._settle_host()
-        self.is_in_force = True
-        logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
 
     def ensure(self) -> None:
         """Repair when something is known to be wrong. Raises AgentError when that is impossible."""
@@ -138,11 +161,13 @@ class Node:
                 self.repair()
                 return
             # A new process over a table that its predecessor left right.
-            elements = self.state.elements("nft4")
-            self._table.take_over(elements, host.links())
-            self._flows.refill(elements.items())
-            self._settle_host()
-            self.is_in_force = True
+            self._table.take_over(self.state.elements("nft4"), host.links())
+            try:
+                self._settle_host()
+            except InvalidResource:
+                self.repair()
+                return
+            self._come_into_force()
 
     def watch(self) -> str:
         """Look whether kernel and servers are still what they should be, and repair; "" or what was wrong."""
@@ -156,6 +181,10 @@ class Node:
             return "somebody changed the kernel's table"
         if self._table.set_links(host.links()):
             host.let_bridges_turn_back()
+        listen = self._names.zones.listen if self._names.zones is not None else None
+        if listen is not None and not host.is_own(listen):
+            self._settle_host()
+            return "somebody removed the name server's address"
         if not self._names.is_running:
             self._start_names()
             return "a name server had ended"
@@ -197,16 +226,28 @@ def judge(owners: Owners) -> dict[str, Refusal]:
     """The owners with a resource that cannot be read. Raises ApplyError for what is no push at all."""
     barred: dict[str, Refusal] = {}
     for owner, resources in owners.items():
+        _check_text(owner)
         for resource in resources:
             if len(resource) != 3 or not all(isinstance(part, str) for part in resource):
                 raise ApplyError(f"cannot read the push: {owner!r} has a resource that is not [driver, key, value]")
             driver, key, value = resource
+            for part in resource:
+                _check_text(part)
+            if owner in barred:
+                continue
             try:
                 _judge(driver, key, value)
             except InvalidResource as err:
                 barred[owner] = Refusal("InvalidResource", str(err))
-                break
     return barred
+
+
+def _check_text(text: str) -> None:
+    """Raises ApplyError for half a character ("\\ud800"): it has no bytes, so no digest."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ApplyError(f"cannot read the push: {text[:100]!r} is no text") from None
 
 
 def _judge(driver: str, key: str, value: str) -> None:

@@ -59,7 +59,7 @@ class Session:
                 pass  # a repair is finished, not torn
 
     def _answer(self, request: Message) -> Message:
-        operation = self._operations.get(request.get("op", ""))
+        operation = self._operations.get(str(request.get("op")))
         if operation is None:
             return _refusal("UnknownOperation", f"this agent ({VERSION}) knows no operation {request.get('op')!r}")
         try:
@@ -134,7 +134,10 @@ class Session:
         body = self._source.read(size)
         if len(body) < size:
             return None
-        message = json.loads(body)
+        try:
+            message = json.loads(body)
+        except (ValueError, RecursionError) as err:
+            raise ValueError(f"a frame that is no JSON: {err}") from err
         if not isinstance(message, dict):
             raise ValueError("a frame that is no object")
         return message

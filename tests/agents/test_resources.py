@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from agents import conntrack, dns, host, nftables
 from agents.errors import InvalidResource
-from agents.state import Change
+from agents.node import judge
+from agents.state import ApplyError, Change
 
 NFT = [
     ("frontends 10.96.0.10 . tcp . 80", "0x00000001", ("frontends", "10.96.0.10 . tcp . 80", "0x00000001")),
@@ -78,6 +79,19 @@ def test_records_are_read(key):
         ("web.shop. CNAME example.org", "5"),
         ("web.shop. SRV 0 100 80", "5"),
         ("web.shop. A 10.96.0.10", "soon"),
+        ("web.shop. A 10.96.0.10", "\u00b2"),
+        ("web.shop. A 10.96.0.10", "\u0663"),
+        ("web.shop. A 10.96.0.10", ""),
+        ("web.shop. A 10.96.0.10", "9" * 10),
+        ("web.shop. A 999.1.1.1", "5"),
+        ("web.shop. A 010.96.0.10", "5"),
+        ("web.shop. AAAA :::::", "5"),
+        ("web.shop. AAAA fe80::1%eth0", "5"),
+        ("web.shop. SRV 0 100 65536 web.shop.", "5"),
+        (f"{'abcdefg.' * 32} A 10.96.0.10", "5"),
+        (f"web.shop. CNAME {'abcdefg.' * 32}", "5"),
+        (f"10.in-addr.arpa. PTR {'abcdefg.' * 32}", "5"),
+        ("web.shop. A 10.96.0.10 5\nzone-purge", "5"),
         (f"{'a' * 64}.shop. A 10.96.0.10", "5"),
     ],
 )
@@ -90,6 +104,24 @@ def test_other_records_are_refused(key, value):
     ("key", "value"),
     [
         ("node-address", "10.0.0.1; reboot"),
+        ("node-address", "fe80::1%\nserver:"),
+        ("node-address", ""),
+        ("dns-listen", "fe80::1%\n    access-control: 0.0.0.0/0 allow"),
+        ("dns-listen", "2001:db8::1"),
+        ("dns-listen x", "169.254.20.10"),
+        ("dns-listen", "169.254.20.10\n"),
+        ("route 10.96.0.1/16", ""),
+        ("route 10.96.0.0", ""),
+        ("route 10.96.0.0/255.255.0.0", ""),
+        ("route 2001:db8::/64", ""),
+        ("route default", ""),
+        ("zone", "cluster.local."),
+        ("zone", "cluster.local\n"),
+        ("zone", "../etc/passwd"),
+        ("zone", "a." * 127 + "a"),
+        ("zone", ""),
+        ("reverse 96.10.in-addr.arpa.\n", ""),
+        ("", ""),
         ("route 10.96.0.0/33", ""),
         ("route 10.96.0.0/16", "x"),
         ("zone", "Cluster Local"),
@@ -119,3 +151,100 @@ def test_what_was_sent_before_an_address_was_a_services_is_forgotten():
     assert flows.follow(made) == [["--orig-port-dst", "30053", "--mark", "0"]]
     gone = Change(deletes={"nodeports udp . 30053": "0x00000003"})
     assert flows.follow(gone) == [["--orig-port-dst", "30053", "--mark", "0x00000003"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("node-address", "192.0.2.1"),
+        ("node-address", "2001:db8::1"),
+        ("dns-listen", "169.254.20.10"),
+        ("route 10.96.0.0/16", ""),
+        ("route 10.96.0.1/32", ""),
+        ("zone", "cluster.local"),
+        ("reverse 96.10.in-addr.arpa.", ""),
+        ("reverse 8.b.d.0.1.0.0.2.ip6.arpa.", ""),
+    ],
+)
+def test_host_settings_are_read(key, value):
+    host.check(key, value)
+
+
+HOSTILE = st.sampled_from(
+    [*"{};\n\r\t\0\"'#$`\\%@/ .:*-", "flush ruleset", "\u0663", "\u00b2", "\ud800", "é", "x" * 5000]
+)
+READERS = {
+    nftables.spell: [(key, value) for key, value, _ in NFT],
+    dns.parse: [(key, "5") for key in RECORDS],
+    host.check: [
+        ("node-address", "192.0.2.1"),
+        ("dns-listen", "192.0.2.1"),
+        ("zone", "a.b"),
+        ("route 10.96.0.0/16", ""),
+    ],
+}
+
+
+@given(st.data())
+def test_what_is_put_into_a_good_resource_is_refused_or_harmless(data):
+    read = data.draw(st.sampled_from(list(READERS)))
+    parts = list(data.draw(st.sampled_from(READERS[read])))
+    which = data.draw(st.integers(0, 1))
+    at = data.draw(st.integers(0, len(parts[which])))
+    parts[which] = parts[which][:at] + data.draw(HOSTILE) + parts[which][at:]
+    refusal = None
+    try:
+        read(*parts)
+    except InvalidResource as err:
+        refusal = str(err)
+    if refusal is not None:
+        assert len(refusal) < 1500
+        refusal.encode()
+        return
+    text = "".join(parts)
+    assert text.isascii()
+    assert text.isprintable()
+    assert not set("{};\"'#$`\\%@") & set(text)
+
+
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_no_text_gets_through_to_the_name_servers_files(key, value):
+    for read in (dns.parse, host.check):
+        try:
+            read(key, value)
+        except InvalidResource:
+            continue
+        assert (key + value).isascii()
+        assert (key + value).isprintable()
+
+
+GOOD = [["dns", "web.shop.svc.cluster.local. A 10.96.0.10", "5"]]
+
+
+def test_only_the_owner_of_a_bad_resource_is_barred():
+    barred = judge({"a": GOOD, "b": [*GOOD, ["nft4", "groups 0x00000001", "accept"]], "c": [["exec", "rm", "-rf"]]})
+    assert {owner: why.reason for owner, why in barred.items()} == {"b": "InvalidResource", "c": "InvalidResource"}
+    assert "knows no driver 'exec'" in barred["c"].message
+
+
+@pytest.mark.parametrize(
+    "owners",
+    [
+        {"a": [["dns", "x"]]},
+        {"a": [["dns", "x", 5]]},
+        {"a": [[]]},
+        {"\ud800": GOOD},
+        {"a": [["dns", "\ud800", "5"]]},
+        {"a": [["nft4", "bad", "1"], ["dns", "x", "\udfff"]]},
+    ],
+    ids=["two parts", "a number", "nothing", "half a character as name", "as key", "as value behind a bad one"],
+)
+def test_what_is_no_push_at_all_is_refused_as_a_whole(owners):
+    with pytest.raises(ApplyError):
+        judge(owners)
+
+
+def test_a_flow_cannot_be_forgotten_without_the_tool_and_that_is_said(monkeypatch):
+    monkeypatch.setattr("agents.process.SEARCH_PATH", "/nowhere")
+    monkeypatch.setattr("agents.process._found", {})
+    assert conntrack.forget([["--mark", "0"]]) == ["cannot run 'conntrack': not installed"]
