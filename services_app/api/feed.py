@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections import deque
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import redis.asyncio
 from asgiref.sync import sync_to_async
@@ -41,7 +42,7 @@ class Feed:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._redis_is_there = False
-        self._ready = asyncio.Event()
+        self._starting = asyncio.Lock()
 
     @property
     def head(self) -> int:
@@ -49,11 +50,16 @@ class Feed:
         return self._head
 
     async def start(self) -> None:
-        if not self._tasks:
-            self._head = await in_database(changes.head)
-            self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._listen())]
-            self._ready.set()
-        await self._ready.wait()
+        """Begin to read, unless it has begun. Listeners that come together must not start two readers."""
+        async with self._starting:
+            if not self._tasks:
+                self._head = await in_database(changes.head)
+                self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._listen())]
+
+    def stop(self) -> None:
+        """Read no more. Its loop ends afterwards, or forgets it."""
+        for task in self._tasks:
+            task.cancel()
 
     async def join(self, after: int) -> tuple[list[Change], asyncio.Queue[Change | Slow]]:
         """The changes after a revision so far, and a queue with those to come: nothing between is lost or told twice.
@@ -128,12 +134,15 @@ class Feed:
                     await client.aclose()
 
 
-_feeds: dict[int, Feed] = {}
+_feeds: WeakKeyDictionary[asyncio.AbstractEventLoop, Feed] = WeakKeyDictionary()
 
 
 def feed() -> Feed:
     """The feed of the running event loop."""
-    return _feeds.setdefault(id(asyncio.get_running_loop()), Feed())
+    loop = asyncio.get_running_loop()
+    if loop not in _feeds:
+        _feeds[loop] = Feed()
+    return _feeds[loop]
 
 
 @sync_to_async(thread_sensitive=False)
