@@ -12,15 +12,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from agents import host
+from agents import host, upgrade
 from agents.errors import AgentError
 from agents.lock import Lock
-from agents.node import DIRECTORY, RUN_DIRECTORY, Node
+from agents.node import DIRECTORY, PROGRAM, RUN_DIRECTORY, Node
 from agents.serve import serve
 from agents.state import ApplyError
 from agents.version import VERSION
 
-PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
 UNIT, SUDO_RULE = Path("/etc/systemd/system/timonel-agent.service"), Path("/etc/sudoers.d/timonel")
 KEY_COMMENT = "timonel control plane"
 
@@ -32,7 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve", help="answer the control plane on standard input and output")
     commands.add_parser("preflight", help="say what this host lacks to be a node, as JSON")
-    commands.add_parser("adopt", help="belong to a control plane").add_argument("cluster")
+    adopt = commands.add_parser("adopt", help="belong to a control plane")
+    adopt.add_argument("cluster", help="its uid")
+    adopt.add_argument("--signer", required=True, help="the public key that may sign newer agents")
     commands.add_parser("restore", help="bring what was pushed last into force, as at boot")
     commands.add_parser("status", help="say what this node holds, as JSON")
     commands.add_parser("cleanup", help="take everything of Timonel off this host")
@@ -59,6 +60,7 @@ def _preflight(options: argparse.Namespace) -> None:
 def _adopt(options: argparse.Namespace) -> None:
     lock = Lock(DIRECTORY / "lock")
     Node().adopt(options.cluster)
+    upgrade.write_signer(DIRECTORY, options.signer)
     del lock
 
 

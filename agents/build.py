@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from agents.version import VERSION
-
 _MAIN = b"from agents.__main__ import main\n\nmain()\n"
+_VERSION_FILE = "agents/version.py"
+_RELEASE = re.compile(r'^VERSION = "([0-9.]+)"$', re.MULTILINE)
 _TIME = (2020, 1, 1, 0, 0, 0)  # equal sources make equal files
 
 
-def build_zipapp(path: Path) -> str:
-    """Write the zipapp; its version, with the start of its digest: "0.1.0+1a2b3c4d"."""
-    package = Path(__file__).parent
+@dataclass(frozen=True)
+class Program:
+    """The zipapp's bytes, and its version, with the start of its sources' digest: "0.1.0+1a2b3c4d"."""
+
+    version: str
+    content: bytes
+
+
+def build_zipapp(package: Path = Path(__file__).parent) -> Program:
+    """The agent of a package's sources; the program knows its version. Raises ValueError when they say none."""
+    sources = _sources(package)
     digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        file.write(b"#!/usr/bin/env python3\n")
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, content in [("__main__.py", _MAIN), *_sources(package)]:
-                digest.update(name.encode() + b"\0" + content)
-                archive.writestr(zipfile.ZipInfo(name, _TIME), content, zipfile.ZIP_DEFLATED)
-    path.chmod(0o755)
-    return f"{VERSION}+{digest.hexdigest()[:8]}"
+    for name, content in sources.items():
+        digest.update(name.encode() + b"\0" + content)
+    release = _RELEASE.search(sources[_VERSION_FILE].decode())
+    if release is None:
+        raise ValueError(f"cannot build the agent: {package}/version.py gives no VERSION")
+    version = f"{release[1]}+{digest.hexdigest()[:8]}"
+    sources[_VERSION_FILE] = f'VERSION = "{version}"\n'.encode()
+    file = io.BytesIO()
+    file.write(b"#!/usr/bin/env python3\n")
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in [("__main__.py", _MAIN), *sources.items()]:
+            archive.writestr(zipfile.ZipInfo(name, _TIME), content, zipfile.ZIP_DEFLATED)
+    return Program(version, file.getvalue())
 
 
-def _sources(package: Path) -> list[tuple[str, bytes]]:
-    return [(f"agents/{path.name}", path.read_bytes()) for path in sorted(package.glob("*.py"))]
+def _sources(package: Path) -> dict[str, bytes]:
+    return {f"agents/{path.name}": path.read_bytes() for path in sorted(package.glob("*.py"))}

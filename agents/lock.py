@@ -29,8 +29,8 @@ class Lock:
                     raise AgentError("Locked", f"another agent (pid {self._holder() or '?'}) keeps {path}") from None
                 self._end_holder(signal.SIGTERM if waited < patience_s else signal.SIGKILL)
                 time.sleep(0.02)
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        # Written over in place: that needs no room on a full disk.
+        os.pwrite(self._file, f"{os.getpid():<19}\n".encode(), 0)
 
     def _holder(self) -> int:
         text = os.pread(self._file, 20, 0).strip()

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 Owners = dict[str, list[list[str]]]
 
 DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
+PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
 _DRIVERS = ("nft4", "dns", "host")
 _MANY_FLOWS = 100
 
@@ -107,8 +108,8 @@ class Node:
         try:
             self._table.commit(changes.get("nft4", Change()))
         except AgentError as err:
-            if err.reason == "NftMissing":
-                raise
+            if err.reason in ("NftMissing", "NftTimeout"):
+                raise  # a refill needs it no less
             logger.warning("refilling the table: %s reason=%s", err.message, err.reason)
             self.repair()
             return

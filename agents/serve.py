@@ -6,6 +6,7 @@ and "ok"; what comes without being asked has "event".
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
@@ -16,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from agents import host
+from agents import host, upgrade
 from agents.errors import AgentError
-from agents.node import Node
+from agents.node import PROGRAM, Node
 from agents.state import ApplyError
 from agents.version import VERSION
 
@@ -42,6 +43,7 @@ class Session:
             "hello": self._hello,
             "apply": self._apply,
             "ping": self._ping,
+            "upgrade": self._upgrade,
         }
 
     def run(self) -> None:
@@ -94,11 +96,22 @@ class Session:
     def _apply(self, request: Message) -> Message:
         began = time.perf_counter()
         rejected = self._node.apply(request["cluster"], request["revision"], request["since"], request["owners"])
-        return {**self._held(), "apply_ms": round((time.perf_counter() - began) * 1000, 3), "rejected": rejected}
+        apply_ms = round((time.perf_counter() - began) * 1000, 3)
+        return {**self._held(), "apply_ms": apply_ms, "rejected": rejected, "clock": time.time()}
 
     def _ping(self, request: Message) -> Message:
         self._node.ensure()
-        return self._held()
+        return {**self._held(), "clock": time.time()}
+
+    def _upgrade(self, request: Message) -> Message:
+        """Put a newer agent in this one's place; this one serves on until the other side hangs up."""
+        try:
+            content = base64.b64decode(request["program"], validate=True)
+        except ValueError as err:
+            raise AgentError("BadRequest", f"cannot read the program: {err}") from err
+        version = upgrade.replace_program(PROGRAM, content, request["signature"], self._node.directory, VERSION)
+        logger.info("agent %s replaced by %s", VERSION, version)
+        return {"agent": version}
 
     def _held(self) -> Message:
         return {"revision": self._node.revision, "digest": self._node.digest}

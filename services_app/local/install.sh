@@ -25,6 +25,7 @@ else
     need kubectl kubernetes-client
     need chromium chromium
     need setpriv util-linux
+    need visudo sudo
 fi
 [ -n "$missing" ] || exit 0
 

@@ -7,23 +7,21 @@ rules at boot where systemd runs; 8. claim the agent for this control plane; 9. 
 
 import json
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
-from pathlib import Path
 
 import paramiko
 from django.db import transaction
 from django.utils import timezone
 
-from agents.build import build_zipapp
 from services_app import store
 from services_app.models import ControlPlane, NodeAccess, NodeSync
 from services_app.push import ssh, wake
 from services_app.push.errors import NodeError
 from services_app.push.keys import fingerprint, from_line, own_key, private_key, to_line
+from services_app.push.program import current
 from services_app.push.session import AGENT, agent_command
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
@@ -97,7 +95,8 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
         yield Step(f"placed agent {version} at {AGENT}")
         _preflight(connection, root, host.name)
         yield Step("the host has what a node needs")
-        _authorize(connection, own_key().public)
+        public = " ".join(own_key().public.split()[:2])
+        _authorize(connection, public)
         yield Step("the control plane's key may log in")
         if root:
             _write_sudo_rule(connection, host.user)
@@ -107,7 +106,7 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
         cluster = _cluster_uid()
         _require(
             connection,
-            f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(cluster)}",
+            f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(cluster)} --signer {shlex.quote(public)}",
             "AgentFailed",
             "adopt failed",
         )
@@ -146,10 +145,8 @@ def _require(connection: ssh.Connection, command: str, reason: str, message: str
 
 def _place_agent(connection: ssh.Connection, root: str) -> str:
     """Copy the agent into place, whole or not at all; its version."""
-    with tempfile.TemporaryDirectory(prefix="timonel-") as directory:
-        path = Path(directory) / "agent.pyz"
-        version = build_zipapp(path)
-        content = path.read_bytes()
+    program = current()
+    content = program.content
     directory_on_host = AGENT.rpartition("/")[0]
     script = (
         f"umask 022 && mkdir -p {directory_on_host} && cat > {AGENT}.new && "
@@ -158,7 +155,7 @@ def _place_agent(connection: ssh.Connection, root: str) -> str:
     done = connection.run(f"{root}sh -c {shlex.quote(script)}", stdin=content)
     if done.code:
         raise NodeError("CannotPlaceAgent", f"cannot write {AGENT} on {connection.name}: {done.err.strip()[-500:]}")
-    return version
+    return program.version
 
 
 def _preflight(connection: ssh.Connection, root: str, name: str) -> None:
@@ -178,8 +175,8 @@ def _preflight(connection: ssh.Connection, root: str, name: str) -> None:
 
 def _authorize(connection: ssh.Connection, public: str) -> None:
     """Let the control plane's key in, once, for commands only: no forwarding, no terminal."""
-    kind, body, *_ = public.split()
-    line = f"restrict {kind} {body} timonel control plane"
+    body = public.split()[1]
+    line = f"restrict {public} timonel control plane"
     script = (
         "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && "
         f"grep -qF {shlex.quote(body)} ~/.ssh/authorized_keys || echo {shlex.quote(line)} >> ~/.ssh/authorized_keys"

@@ -1,20 +1,24 @@
 """Bringing one node up to date: open its session when there is none, send what changed, note what it answers."""
 
+import base64
 import logging
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 from django.db import close_old_connections
 from django.db.models import OuterRef, Subquery
 
 from services_app import changes
 from services_app.models import ControlPlane, Node, NodeAccess, NodeSync
-from services_app.push import reports, snapshot, ssh
+from services_app.push import program, reports, snapshot, ssh
 from services_app.push.errors import NodeError
-from services_app.push.keys import from_line, private_key
-from services_app.push.session import FULL_TIMEOUT_S, REPLY_TIMEOUT_S, AgentSession, SessionPool
+from services_app.push.keys import from_line, own_key, private_key
+from services_app.push.session import FULL_TIMEOUT_S, GREETING_TIMEOUT_S, REPLY_TIMEOUT_S, AgentSession, SessionPool
 
 logger = logging.getLogger(__name__)
+
+Document = dict[str, Any]
 
 pool = SessionPool()
 # Nodes that failed last time wait for a place here, so that a hundred dead ones leave threads for the living.
@@ -80,19 +84,56 @@ def _push_once(node: str, wanted: _Wanted) -> bool:
 def _bring_up_to_date(node: str, wanted: _Wanted) -> None:
     session = pool.get(node) or _open(node)
     if session.is_fresh:
-        greeting = session.ask({"op": "hello", "cluster": session.cluster})
+        session, greeting = _greet(node, session)
+        session.problems = greeting.get("problems") or []
         reports.note_greeting(node, greeting)
         session.held = greeting["revision"] if greeting.get("cluster") == session.cluster else None
     since = None if wanted.is_full or not session.held else session.held
     delta = snapshot.read_delta(node, wanted.address or session.address, since, with_base=session.is_fresh)
     if delta.since is not None and not delta.owners:
         reports.note_success(node, session.ask({"op": "ping"}), was_failing=bool(wanted.failures))
+        _tell_problems(node, session)
         return
     close_old_connections()  # back to the pool while the node works
     answer = _send(session, delta, wanted.address or session.address)
     session.is_fresh = False
     session.held = answer["revision"]
     reports.note_success(node, answer, was_full=delta.since is None, was_failing=bool(wanted.failures))
+    _tell_problems(node, session)
+
+
+def _tell_problems(node: str, session: AgentSession) -> None:
+    """Report what is amiss when it is something else than this session told last."""
+    problems = [*session.problems, *session.link.problems()]
+    reasons = [problem["reason"] for problem in problems]
+    if reasons != session.told:
+        reports.note_problems(node, problems)
+        session.told = reasons
+
+
+def _greet(node: str, session: AgentSession) -> tuple[AgentSession, Document]:
+    """The session to use and what its agent says of itself. An agent of another version is replaced first."""
+    hello = {"op": "hello", "cluster": session.cluster}
+    greeting = session.ask(hello, timeout_s=GREETING_TIMEOUT_S)
+    shipped = program.current()
+    if greeting.get("agent") == shipped.version or greeting.get("cluster") != session.cluster:
+        return session, greeting
+    signature = program.sign(shipped, private_key(own_key()))
+    try:
+        session.ask(
+            {"op": "upgrade", "program": base64.b64encode(shipped.content).decode(), "signature": signature},
+            timeout_s=FULL_TIMEOUT_S,
+        )
+    except NodeError as err:
+        if err.reason in reports.UNREACHABLE:
+            raise
+        # It goes on with what it has, and the page says why.
+        logger.warning("node %s keeps agent %s: %s reason=%s", node, greeting.get("agent"), err.message, err.reason)
+        kept = {"reason": err.reason, "message": f"the agent stays at {greeting.get('agent')}: {err.message}"}
+        return session, {**greeting, "problems": [*(greeting.get("problems") or ()), kept]}
+    logger.info("node %s: agent %s replaced by %s", node, greeting.get("agent"), shipped.version)
+    session = _open(node)
+    return session, session.ask(hello, timeout_s=GREETING_TIMEOUT_S)
 
 
 def _send(session: AgentSession, delta: snapshot.Delta, address: str) -> dict:

@@ -61,12 +61,11 @@ settling = _Settling()
 
 
 def note_greeting(node: str, answer: Document) -> None:
-    """The agent answered: who it is, what it holds, what its host lacks."""
+    """The agent answered: who it is, and what it holds."""
     NodeSync.objects.filter(node_id=node).update(
         applied_revision=answer.get("revision") or 0,
         digest=answer.get("digest") or "",
         agent_version=answer.get("agent") or "",
-        problems=answer.get("problems") or [],
         facts=answer.get("facts") or {},
         last_report_at=timezone.now(),
     )
@@ -99,6 +98,23 @@ def note_success(node: str, answer: Document, *, was_full: bool = False, was_fai
         set_node_ready(node, True, "AgentReports", "The node's agent applies what it is sent.")
     if "apply_ms" in answer or was_failing:
         settling.request()
+    wake.announce_node(node)
+
+
+def note_problems(node: str, problems: list[Document]) -> None:
+    """What is amiss on a node that works all the same: into NodeSync, and its HostProblems condition. One query if nothing is new.
+
+    Numbers in messages move all the time; it is news when the reasons are others.
+    """
+    before = NodeSync.objects.filter(node_id=node).values_list("problems", flat=True).first()
+    if before is None or [p.get("reason") for p in before] == [p.get("reason") for p in problems]:
+        return
+    NodeSync.objects.filter(node_id=node).update(problems=problems)
+    if problems:
+        logger.warning("node %s: %s", node, "; ".join(f"{p['message']} reason={p['reason']}" for p in problems))
+        _put_condition(node, "HostProblems", "True", problems[0]["reason"], "; ".join(p["message"] for p in problems))
+    else:
+        _put_condition(node, "HostProblems", "False", "NoProblems", "Nothing is amiss on the node or on the way to it.")
     wake.announce_node(node)
 
 
@@ -144,22 +160,25 @@ UNREACHABLE = frozenset(
 
 def set_node_ready(node: str, ready: bool, reason: str, message: str) -> None:
     """Write the Node's Ready condition when it is another than stored."""
+    _put_condition(node, "Ready", "True" if ready else "False", reason, message)
+
+
+def _put_condition(node: str, kind: str, status: str, reason: str, message: str) -> None:
     now = timezone.now().strftime("%Y-%m-%dT%H:%M:%SZ")
-    wanted = {"type": "Ready", "status": "True" if ready else "False", "reason": reason, "message": message}
+    wanted = {"type": kind, "status": status, "reason": reason, "message": message}
 
     def change(document: Document) -> Document:
-        status = document.setdefault("status", {})
-        conditions = status.setdefault("conditions", [])
-        old = next((c for c in conditions if c["type"] == "Ready"), None)
+        conditions = document.setdefault("status", {}).setdefault("conditions", [])
+        old = next((c for c in conditions if c["type"] == kind), None)
         if old is not None and all(old.get(key) == value for key, value in wanted.items()):
             return document
         same = old is not None and old["status"] == wanted["status"]
         moved = old["lastTransitionTime"] if old is not None and same and "lastTransitionTime" in old else now
         fresh = {**wanted, "lastHeartbeatTime": now, "lastTransitionTime": moved}
-        status["conditions"] = [c for c in conditions if c["type"] != "Ready"] + [fresh]
+        document["status"]["conditions"] = [c for c in conditions if c["type"] != kind] + [fresh]
         return document
 
     try:
         store.update(kinds.NODE, "", node, change, subresource="status", actor=ACTOR)
     except ApiError as err:
-        logger.warning("cannot note that node %s is ready=%s: %s", node, ready, err.message)
+        logger.warning("cannot note that node %s is %s=%s: %s", node, kind, status, err.message)

@@ -5,18 +5,21 @@ import json
 import logging
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 from services_app.push import ssh
 from services_app.push.errors import NodeError
+from services_app.push.link import Link
 
 logger = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 AGENT = "/usr/local/lib/timonel/agent.pyz"
-REPLY_TIMEOUT_S = 10.0
+REPLY_TIMEOUT_S = 20.0  # longer than the agent waits for a tool of its host, so that it can say which one hangs
+GREETING_TIMEOUT_S = 45.0  # it looks at several of them, and may repair everything first
 FULL_TIMEOUT_S = 60.0
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 
@@ -45,6 +48,9 @@ class AgentSession:
         self.on_event = on_event
         self.is_fresh = True  # nothing was pushed over it yet
         self.held: int | None = None  # the revision the agent holds of our cluster, as far as we know
+        self.link = Link(connection.socket)
+        self.problems: list[Message] = []  # of the host, as the agent told them
+        self.told: list[str] | None = None  # the reasons reported last; None before the first report
         self._channel = connection.channel(agent_command(user, "serve"))
         self._channel.settimeout(None)
         self._lock = threading.Lock()
@@ -77,6 +83,7 @@ class AgentSession:
             except OSError as err:
                 self._waiting.pop(number, None)
                 raise NodeError("ConnectionLost", f"the session to {self.name} broke while sending") from err
+        began = time.monotonic()
         try:
             answer = reply.result(timeout_s)
         except TimeoutError as err:
@@ -87,7 +94,15 @@ class AgentSession:
             ) from err
         if not answer.get("ok"):
             raise NodeError(answer.get("reason") or "AgentFailed", answer.get("message") or "the agent gave no reason")
+        self._note_way(answer, time.monotonic() - began)
         return answer
+
+    def _note_way(self, answer: Message, took_s: float) -> None:
+        worked_ms, clock = answer.get("apply_ms"), answer.get("clock")
+        if clock is None:
+            return  # it did more than answer, for an unknown time
+        round_trip_ms = took_s * 1000 - (worked_ms or 0.0)
+        self.link.note(round_trip_ms, clock - (time.time() - round_trip_ms / 2000))
 
     def _read(self) -> None:
         try:

@@ -40,6 +40,11 @@ class Connection:
         self.transport.close()
 
     @property
+    def socket(self) -> socket.socket | None:
+        """The TCP connection underneath."""
+        return self.transport.sock if isinstance(self.transport.sock, socket.socket) else None
+
+    @property
     def is_open(self) -> bool:
         return self.transport.is_active()
 

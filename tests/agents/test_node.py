@@ -5,10 +5,8 @@ import json
 import os
 import struct
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +23,7 @@ pytestmark = [
 AGENT = "/usr/local/lib/timonel/agent.pyz"
 DNS = "169.254.20.10"
 VIRTUAL_IP = "10.96.0.10"
+SIGNER = "ssh-ed25519 " + "A" * 68
 Message = dict[str, Any]
 
 
@@ -61,13 +60,11 @@ class Agent:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with Lab(nodes=1) as lab, tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "agent.pyz"
-        build_zipapp(path)
+    with Lab(nodes=1) as lab:
         node = lab.nodes[0]
-        text = base64.b64encode(path.read_bytes()).decode()
+        text = base64.b64encode(build_zipapp().content).decode()
         node.run(["sh", "-c", f"mkdir -p {AGENT.rpartition('/')[0]} && base64 -d > {AGENT}"], input=text)
-        node.run(["python3", AGENT, "adopt", "c1"])
+        node.run(["python3", AGENT, "adopt", "c1", "--signer", SIGNER])
         node.serve("on-node", 8080)
         node.containers[0].serve("in-container", 8080)
         yield node
