@@ -6,7 +6,9 @@ waited for with deadlines; nothing is measured.
 
 import base64
 import contextlib
+import queue
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -397,7 +399,8 @@ def confirm_host_key(cluster: Cluster, node: Node) -> None:
 def fill_disk(node: Node) -> None:
     """The file system of the agent's directory has no room left; what is in it stays."""
     script = (
-        "mkdir -p /run/small && mount -t tmpfs -o size=4m tmpfs /run/small && "
+        "size=$(($(du -sk /var/lib/timonel | cut -f1) + 512)) && mkdir -p /run/small && "
+        "mount -t tmpfs -o size=${size}k tmpfs /run/small && "
         "cp -a /var/lib/timonel/. /run/small/ && mount --bind /run/small /var/lib/timonel && "
         "cat /dev/zero >/var/lib/timonel/ballast"
     )
@@ -475,6 +478,7 @@ def test_a_failing_node_says_why_holds_nobody_back_and_catches_up(cluster: Clust
     name = what.replace(" ", "-")
 
     def is_told() -> bool:
+        moving.move()  # changes go on; a full disk has room for a few
         found = ready(cluster, failing)
         return found["status"] == "False" and found["reason"] in failure.reasons
 
@@ -503,6 +507,133 @@ def test_a_failing_node_says_why_holds_nobody_back_and_catches_up(cluster: Clust
     outcome(failing.ask_until(virtual_ip, 80, moving.backend, deadline_s=30), 40)
     cluster.wait_ready(failing)
     api.request("DELETE", f"{services}/{name}")
+
+
+# --- nodes that work, with something amiss ---
+
+
+class Relay:
+    """A way to a node that takes its time; ended with its context."""
+
+    def __init__(self, address: str, port: int, delay_s: float) -> None:
+        self.delay_s = delay_s
+        self._target = (address, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> "Relay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._target, timeout=10)
+                server.settimeout(None)
+                for source, sink in ((client, server), (server, client)):
+                    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    pieces: queue.Queue[tuple[float, bytes]] = queue.Queue()
+                    threading.Thread(target=self._read, args=(source, pieces), daemon=True).start()
+                    threading.Thread(target=self._write, args=(sink, pieces), daemon=True).start()
+
+    def _read(self, source: socket.socket, pieces: "queue.Queue[tuple[float, bytes]]") -> None:
+        data = b"-"
+        while data:
+            try:
+                data = source.recv(65536)
+            except OSError:
+                data = b""
+            pieces.put((time.monotonic() + self.delay_s, data))
+
+    def _write(self, sink: socket.socket, pieces: "queue.Queue[tuple[float, bytes]]") -> None:
+        with contextlib.suppress(OSError), sink:
+            while True:
+                due, data = pieces.get()
+                time.sleep(max(due - time.monotonic(), 0))
+                if not data:
+                    return
+                sink.sendall(data)
+
+
+def amiss(cluster: Cluster, node: Node) -> str:
+    """The reason of the node's HostProblems condition; "" without one."""
+    document = cluster.api.request("GET", f"{CORE}/nodes/{node.name}")
+    return str(condition(document, "HostProblems").get("reason", ""))
+
+
+def test_a_node_behind_a_slow_way_says_so_and_is_served(cluster: Cluster, newcomer: Node, moving: Moving) -> None:
+    first = cluster.lab.nodes[0]
+    with Relay(newcomer.address, newcomer.ssh_port, delay_s=0.1) as relay:
+        cluster.stack.manage(
+            *("node", "enroll", newcomer.name, "127.0.0.1", "--port", str(relay.port)),
+            *("--node-ip", newcomer.address, "--identity", str(cluster.lab.identity_file)),
+            *("--fingerprint", newcomer.host_key_fingerprint),
+        )
+        cluster.wait_ready(newcomer)
+        moving.wait_reached(newcomer)
+        wait_until("the slow way is told", lambda: amiss(cluster, newcomer) == "SlowLink", 60)
+        for _ in range(3):
+            moving.move()
+            moving.wait_reached(first)
+            moving.wait_reached(newcomer)
+        assert ready(cluster, newcomer)["status"] == "True"
+        assert amiss(cluster, first) in ("", "NoProblems")
+        relay.delay_s = 0.0
+        wait_until("the way is quick again", lambda: amiss(cluster, newcomer) == "NoProblems", 60)
+        cluster.stack.manage("node", "remove", newcomer.name)
+
+
+LOSSY = """
+table inet lossy {
+    chain in { type filter hook input priority -400; meta iifname "lo" accept; numgen random mod 100 < 5 drop; }
+    chain out { type filter hook output priority -400; meta oifname "lo" accept; numgen random mod 100 < 5 drop; }
+}
+"""
+
+
+def test_a_node_whose_packets_get_lost_says_so_and_catches_up(cluster: Cluster, newcomer: Node, moving: Moving) -> None:
+    first = cluster.lab.nodes[0]
+    enrol(cluster, newcomer)
+    cluster.wait_ready(newcomer)
+    newcomer.run(["nft", "-f", "-"], input=LOSSY)
+
+    def is_told() -> bool:
+        moving.move()
+        moving.wait_reached(first)
+        return amiss(cluster, newcomer) == "LossyLink"
+
+    try:
+        wait_until("the losses are told", is_told, 120)
+        assert amiss(cluster, first) in ("", "NoProblems")
+    finally:
+        newcomer.run(["nft", "delete", "table", "inet", "lossy"])
+    moving.move()
+    moving.wait_reached(newcomer)
+
+
+def test_a_node_with_a_wrong_clock_says_so_and_is_served(cluster: Cluster, newcomer: Node, moving: Moving) -> None:
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    wrapper = (
+        f'#!/bin/sh\nLD_PRELOAD={library} FAKETIME=-3600s FAKETIME_DONT_FAKE_MONOTONIC=1 exec /usr/bin/python3 "$@"\n'
+    )
+    enrol(cluster, newcomer)
+    cluster.wait_ready(newcomer)
+    newcomer.run(["/bin/sh", "-c", "cat >/usr/local/bin/python3 && chmod 755 /usr/local/bin/python3"], input=wrapper)
+    assert newcomer.kill_agent()
+    try:
+        wait_until("the wrong clock is told", lambda: amiss(cluster, newcomer) == "ClockSkew", 60)
+        document = cluster.api.request("GET", f"{CORE}/nodes/{newcomer.name}")
+        assert "behind" in condition(document, "HostProblems")["message"]
+        moving.move()
+        moving.wait_reached(newcomer)
+    finally:
+        newcomer.run(["rm", "/usr/local/bin/python3"])
+    assert newcomer.kill_agent()
+    wait_until("the clock is right again", lambda: amiss(cluster, newcomer) == "NoProblems", 60)
 
 
 # --- list and remove ---
