@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -205,11 +206,17 @@ class Place:
         return found
 
     def kill(self, pattern: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Signal this place's processes whose command line the pattern is found in; how many there were."""
-        found = [pid for pid, command in self.processes().items() if re.search(pattern, command)]
+        """Signal this place's processes whose command line the pattern is found in; how many there were.
+
+        Killed ones are gone when it returns.
+        """
+        found = {pid: command for pid, command in self.processes().items() if re.search(pattern, command)}
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+        deadline = time.monotonic() + 10
+        while number == signal.SIGKILL and found.items() & self.processes().items() and time.monotonic() < deadline:
+            time.sleep(0.005)
         return len(found)
 
     @property

@@ -1,10 +1,13 @@
 """`make serve`: starts everything of its own, starts again what dies, leaves nothing behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("serve")
-    for parent in (path, path.parent, path.parent.parent):
-        parent.chmod(0o755)  # PostgreSQL's own user has to pass
-    return path
+def directory() -> Iterator[Path]:
+    # Not pytest's own: PostgreSQL's user may not enter that, and has to pass.
+    path = Path(tempfile.mkdtemp(prefix="timonel-serve-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def serve(directory: Path) -> subprocess.Popen[str]:
