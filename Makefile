@@ -12,7 +12,7 @@ serve: .venv packages         ## the control plane alone
 	$(PY) manage.py serve
 
 test: lint packages           ## every check but the long ones
-	$(PY) -m pytest -m "not soak" -q
+	$(PY) -m pytest -m "not soak" -q -n 2 --dist loadfile
 
 soak: .venv packages          ## outages, loads, fuzzing in bulk
 	$(PY) -m pytest -m soak -q
