@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from services_app.plan import allocation, endpoints
+from services_app.plan import allocation, endpoints, mirroring
 from services_app.spec.selectors import match_labels
 
 Document = dict[str, Any]
@@ -49,17 +49,18 @@ def check_endpoints(
         traits = endpoints.traits(pod)
         if traits is not None:
             by_namespace.setdefault(traits["namespace"], []).append((pod["metadata"].get("labels") or {}, traits))
-    of_service: dict[str, list[Document]] = {}
+    by_controller: dict[str, dict[str, list[Document]]] = {}
     for item in slices:
         labels = item["metadata"].get("labels") or {}
-        if labels.get(endpoints.MANAGED_BY) == endpoints.SLICE_CONTROLLER:
-            key = f"{item['metadata']['namespace']}/{labels.get(endpoints.SERVICE_NAME)}"
-            of_service.setdefault(key, []).append(item)
+        key = f"{item['metadata']['namespace']}/{labels.get(endpoints.SERVICE_NAME)}"
+        by_controller.setdefault(labels.get(endpoints.MANAGED_BY, ""), {}).setdefault(key, []).append(item)
+    derived = by_controller.get(endpoints.SLICE_CONTROLLER, {})
+    mirrors = by_controller.get(mirroring.MIRROR_CONTROLLER, {})
     objects = {_key(item): item for item in endpoints_objects}
-    seen = set()
+    seen = {}
     for service in services:
         name = _key(service)
-        seen.add(name)
+        seen[name] = service
         if not endpoints.has_endpoints(service):
             continue
         selected = [
@@ -67,15 +68,21 @@ def check_endpoints(
             for labels, traits in by_namespace.get(service["metadata"]["namespace"], ())
             if match_labels(service["spec"]["selector"], labels)
         ]
-        plan = endpoints.plan_slices(
-            service, selected, of_service.get(name, []), zones=zones, now="", new_name=lambda prefix: prefix
-        )
+        plan = endpoints.plan_slices(service, selected, derived.get(name, []), zones=zones, now="", new_name=_unchanged)
         if plan != endpoints.SliceChanges():
             yield f"the slices of {name} are not what its Pods say"
         if endpoints.plan_endpoints(service, selected, objects.get(name), now="") is not None:
             yield f"the Endpoints of {name} are not what its Pods say"
-    for name in of_service.keys() - seen:
+    for name in derived.keys() - seen.keys():
         yield f"slices of {name} are left without their Service"
+    for name in sorted(mirrors.keys() | objects.keys()):
+        mirror = mirroring.plan_mirror(seen.get(name), objects.get(name), mirrors.get(name, []), new_name=_unchanged)
+        if mirror != endpoints.SliceChanges():
+            yield f"the mirrored slices of {name} are not what its Endpoints say"
+
+
+def _unchanged(prefix: str) -> str:
+    return prefix
 
 
 def _key(document: Document) -> str:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from services_app.spec.pod import annotated_addresses
+
 Document = dict[str, Any]
 
-POD_IP = "timonel.io/pod-ip"
 CONDITIONS = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled")
 
 
@@ -12,9 +13,9 @@ def has_readiness_probe(pod: Document) -> bool:
     return any(c.get("readinessProbe") for c in pod["spec"].get("containers") or ())
 
 
-def pod_address(pod: Document, node_address: str) -> str:
-    """The Pod's address: what its annotation says, else its node's."""
-    return (pod["metadata"].get("annotations") or {}).get(POD_IP) or node_address
+def pod_addresses(pod: Document, node_address: str) -> list[str]:
+    """The Pod's addresses: what its annotation says, else its node's."""
+    return annotated_addresses(pod) or [node_address]
 
 
 def observe(pod: Document, node_address: str, now: str) -> Document:
@@ -26,16 +27,16 @@ def observe(pod: Document, node_address: str, now: str) -> Document:
     status = dict(pod.get("status") or {})
     if status.get("phase") in ("Failed", "Succeeded"):
         return pod
-    address = pod_address(pod, node_address)
+    addresses = [{"ip": text} for text in pod_addresses(pod, node_address)]
     first_seen = status.get("phase") != "Running"
-    if not first_seen and status.get("podIP") == address and status.get("hostIP") == node_address:
+    if not first_seen and status.get("podIPs") == addresses and status.get("hostIP") == node_address:
         return pod
     status.update(
         phase="Running",
         hostIP=node_address,
         hostIPs=[{"ip": node_address}],
-        podIP=address,
-        podIPs=[{"ip": address}],
+        podIP=addresses[0]["ip"],
+        podIPs=addresses,
     )
     status.setdefault("startTime", now)
     if first_seen:

@@ -97,7 +97,8 @@ def tidy() -> None:
 
 @shared_task
 def compact() -> None:
-    """Drop changes older than the hour watchers may look back."""
+    """Drop changes older than the hour watchers may look back, and Events that old."""
+    store.expire_events(actor=ACTOR)
     done = changes.compact()
     if done.removed:
         logger.info("compacted %s changes up to revision %s", done.removed, done.revision)

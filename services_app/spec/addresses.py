@@ -7,6 +7,7 @@ from collections.abc import Collection
 from ipaddress import IPv4Address
 
 from services_app.spec import names
+from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, invalid
 
 
@@ -47,6 +48,20 @@ def validate_reachable(text: str, path: str) -> list[FieldError]:
         errors.append(invalid(path, text, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"))
     if _is_link_local_multicast(address):
         errors.append(invalid(path, text, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"))
+    return errors
+
+
+def validate_destination(text: str, path: str, cluster: ClusterSettings) -> list[FieldError]:
+    """An address an endpoint may have: reachable, and no virtual one. Silent about what is no address.
+
+    Nodes cannot send a packet through two virtual addresses; Kubernetes only documents that (decision 0030).
+    """
+    errors = validate_reachable(text, path)
+    address = names.parse_address_leniently(text)
+    for network in cluster.service_cidrs:
+        if address is not None and address.version == network.version and address in network:
+            detail = f"may not be in the range of cluster IPs ({network}): a virtual address is no valid destination"
+            errors.append(invalid(path, text, detail))
     return errors
 
 

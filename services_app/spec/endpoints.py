@@ -6,7 +6,8 @@ Source: k8s v1.36 pkg/apis/core/validation, ValidateEndpoints.
 from typing import Any
 
 from services_app.spec import meta, names
-from services_app.spec.addresses import validate_address, validate_reachable
+from services_app.spec.addresses import validate_address, validate_destination
+from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, invalid, required
 from services_app.spec.kinds import ENDPOINTS
 from services_app.spec.service import validate_protocol, validate_qualified_name
@@ -22,22 +23,22 @@ def set_defaults(endpoints: Document) -> None:
             port.setdefault("protocol", "TCP")
 
 
-def validate_create(endpoints: Document) -> list[FieldError]:
+def validate_create(endpoints: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = meta.validate(ENDPOINTS, endpoints["metadata"], names.subdomain_problems)
-    return errors + _validate_subsets(endpoints, set())
+    return errors + _validate_subsets(endpoints, set(), cluster)
 
 
-def validate_update(old: Document, new: Document) -> list[FieldError]:
+def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
     known = {address.get("ip", "") for subset in old.get("subsets") or [] for address in _addresses(subset)}
-    return changes + changes + _validate_subsets(new, known)
+    return changes + changes + _validate_subsets(new, known, cluster)
 
 
 def _addresses(subset: Document) -> list[Document]:
     return [*(subset.get("addresses") or []), *(subset.get("notReadyAddresses") or [])]
 
 
-def _validate_subsets(endpoints: Document, known: set[str]) -> list[FieldError]:
+def _validate_subsets(endpoints: Document, known: set[str], cluster: ClusterSettings) -> list[FieldError]:
     errors: list[FieldError] = []
     for index, subset in enumerate(endpoints.get("subsets") or []):
         path = f"subsets[{index}]"
@@ -45,19 +46,19 @@ def _validate_subsets(endpoints: Document, known: set[str]) -> list[FieldError]:
             errors.append(required(path, "must specify `addresses` or `notReadyAddresses`"))
         for key in ("addresses", "notReadyAddresses"):
             for at, address in enumerate(subset.get(key) or []):
-                errors += _validate_address(address, f"{path}.{key}[{at}]", known)
+                errors += _validate_address(address, f"{path}.{key}[{at}]", known, cluster)
         ports = subset.get("ports") or []
         for at, port in enumerate(ports):
             errors += _validate_port(port, f"{path}.ports[{at}]", needs_name=len(ports) > 1)
     return errors
 
 
-def _validate_address(address: Document, path: str, known: set[str]) -> list[FieldError]:
+def _validate_address(address: Document, path: str, known: set[str], cluster: ClusterSettings) -> list[FieldError]:
     ip, host, node = address.get("ip", ""), address.get("hostname", ""), address.get("nodeName")
     errors = validate_address(ip, f"{path}.ip", known)
     if names.parse_address_leniently(ip) is None:
         errors.append(invalid(f"{path}.ip", ip, "must be a valid IP address"))
-    errors += validate_reachable(ip, f"{path}.ip")
+    errors += validate_destination(ip, f"{path}.ip", cluster)
     if host:
         errors += [invalid(f"{path}.hostname", host, problem) for problem in names.label_problems(host)]
     if node is not None:

@@ -6,7 +6,8 @@ Source: k8s v1.36 pkg/apis/discovery/validation, pkg/registry/discovery/endpoint
 from typing import Any
 
 from services_app.spec import meta, names
-from services_app.spec.addresses import validate_address, validate_reachable
+from services_app.spec.addresses import validate_address, validate_destination
+from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, invalid, not_supported, required, too_long, too_many
 from services_app.spec.kinds import ENDPOINT_SLICE
 from services_app.spec.service import validate_protocol, validate_qualified_name
@@ -46,22 +47,22 @@ def _comparable(document: Document) -> Document:
     return {key: value for key, value in document["metadata"].items() if key not in ("generation", "resourceVersion")}
 
 
-def validate_create(endpoint_slice: Document) -> list[FieldError]:
+def validate_create(endpoint_slice: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = meta.validate(ENDPOINT_SLICE, endpoint_slice["metadata"], names.subdomain_problems)
-    return errors + _validate(endpoint_slice, set())
+    return errors + _validate(endpoint_slice, set(), cluster)
 
 
-def validate_update(old: Document, new: Document) -> list[FieldError]:
+def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
     errors = changes + changes
     if old.get("addressType") != new.get("addressType"):
         errors.append(invalid("addressType", new.get("addressType"), "field is immutable"))
     known = {text for endpoint in old.get("endpoints") or [] for text in endpoint.get("addresses") or []}
     errors += meta.validate(ENDPOINT_SLICE, new["metadata"], names.subdomain_problems)
-    return errors + _validate(new, known)
+    return errors + _validate(new, known, cluster)
 
 
-def _validate(endpoint_slice: Document, known: set[str]) -> list[FieldError]:
+def _validate(endpoint_slice: Document, known: set[str], cluster: ClusterSettings) -> list[FieldError]:
     family = endpoint_slice.get("addressType", "")
     errors: list[FieldError] = []
     if not family:
@@ -73,11 +74,13 @@ def _validate(endpoint_slice: Document, known: set[str]) -> list[FieldError]:
         errors.append(too_many("endpoints", len(endpoints), MAX_ENDPOINTS))
     else:
         for index, endpoint in enumerate(endpoints):
-            errors += _validate_endpoint(endpoint, f"endpoints[{index}]", family, known)
+            errors += _validate_endpoint(endpoint, f"endpoints[{index}]", family, known, cluster)
     return errors + _validate_ports(endpoint_slice.get("ports") or [])
 
 
-def _validate_endpoint(endpoint: Document, path: str, family: str, known: set[str]) -> list[FieldError]:
+def _validate_endpoint(
+    endpoint: Document, path: str, family: str, known: set[str], cluster: ClusterSettings
+) -> list[FieldError]:
     errors: list[FieldError] = []
     addresses = endpoint.get("addresses") or []
     if not addresses:
@@ -85,7 +88,7 @@ def _validate_endpoint(endpoint: Document, path: str, family: str, known: set[st
     elif len(addresses) > MAX_ADDRESSES:
         errors.append(too_many(f"{path}.addresses", len(addresses), MAX_ADDRESSES))
     for index, address in enumerate(addresses):
-        errors += _validate_address(address, f"{path}.addresses", index, family, known)
+        errors += _validate_address(address, f"{path}.addresses", index, family, known, cluster)
     if endpoint.get("nodeName") is not None:
         node = endpoint["nodeName"]
         errors += [invalid(f"{path}.nodeName", node, problem) for problem in names.subdomain_problems(node)]
@@ -97,7 +100,9 @@ def _validate_endpoint(endpoint: Document, path: str, family: str, known: set[st
     return errors + _validate_hints(hints.get("forNodes") or [], f"{path}.hints.forNodes", names.subdomain_problems)
 
 
-def _validate_address(address: str, path: str, index: int, family: str, known: set[str]) -> list[FieldError]:
+def _validate_address(
+    address: str, path: str, index: int, family: str, known: set[str], cluster: ClusterSettings
+) -> list[FieldError]:
     at = f"{path}[{index}]"
     if family == "FQDN":
         return _validate_domain(address, at)
@@ -106,7 +111,7 @@ def _validate_address(address: str, path: str, index: int, family: str, known: s
     errors = validate_address(address, at, known)
     if not errors and names.family_of(address) != family:
         errors.append(invalid(path, address, f"must be an {family} address"))
-    return errors or validate_reachable(address, at)
+    return errors or validate_destination(address, at, cluster)
 
 
 def _validate_domain(text: str, path: str) -> list[FieldError]:

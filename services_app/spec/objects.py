@@ -68,15 +68,15 @@ STRATEGIES: dict[Kind, Strategy] = {
     ENDPOINTS: Strategy(
         lambda new, cluster: endpoints.set_defaults(new),
         lambda old, new, subresource, cluster: endpoints.set_defaults(new),
-        lambda new, cluster: endpoints.validate_create(new),
-        lambda old, new, subresource, cluster: endpoints.validate_update(old, new),
+        endpoints.validate_create,
+        lambda old, new, subresource, cluster: endpoints.validate_update(old, new, cluster),
         lambda old, new: [endpoints.DEPRECATED],
     ),
     ENDPOINT_SLICE: Strategy(
         lambda new, cluster: endpointslice.prepare_create(new),
         lambda old, new, subresource, cluster: endpointslice.prepare_update(old, new),
-        lambda new, cluster: endpointslice.validate_create(new),
-        lambda old, new, subresource, cluster: endpointslice.validate_update(old, new),
+        endpointslice.validate_create,
+        lambda old, new, subresource, cluster: endpointslice.validate_update(old, new, cluster),
         lambda old, new: endpointslice.warnings(new),
     ),
     NAMESPACE: Strategy(
@@ -88,8 +88,8 @@ STRATEGIES: dict[Kind, Strategy] = {
     POD: Strategy(
         lambda new, cluster: pod.prepare_create(new),
         lambda old, new, subresource, cluster: pod.prepare_update(old, new, subresource),
-        lambda new, cluster: pod.validate_create(new),
-        lambda old, new, subresource, cluster: pod.validate_update(old, new, subresource),
+        pod.validate_create,
+        pod.validate_update,
         lambda old, new: [] if old else pod.warnings(new),
     ),
     NODE: Strategy(

@@ -12,13 +12,15 @@ from datetime import datetime
 from typing import Any
 
 from services_app.spec import meta, names
-from services_app.spec.addresses import validate_address
+from services_app.spec.addresses import validate_address, validate_destination
+from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, forbidden, invalid, not_supported, required
 from services_app.spec.kinds import POD
 from services_app.spec.service import validate_port_or_name, validate_protocol
 
 Document = dict[str, Any]
 
+POD_IP = "timonel.io/pod-ip"  # annotation: where a Pod answers, one address or one of each family with a comma between
 CONTAINER_LISTS = ("initContainers", "containers", "ephemeralContainers")
 RESTART_POLICIES = ("Always", "Never", "OnFailure")
 DNS_POLICIES = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
@@ -180,15 +182,22 @@ def bound(pod: Document, node_name: str, now: datetime) -> Document:
 # --- validation
 
 
-def validate_create(pod: Document) -> list[FieldError]:
-    return meta.validate(POD, pod["metadata"], names.subdomain_problems) + _validate_spec(pod["spec"])
+def annotated_addresses(pod: Document) -> list[str]:
+    """The addresses the Pod's annotation gives, none without it."""
+    text = (pod["metadata"].get("annotations") or {}).get(POD_IP) or ""
+    return [part.strip() for part in text.split(",")] if text.strip() else []
 
 
-def validate_update(old: Document, new: Document, subresource: str) -> list[FieldError]:
+def validate_create(pod: Document, cluster: ClusterSettings) -> list[FieldError]:
+    errors = meta.validate(POD, pod["metadata"], names.subdomain_problems)
+    return errors + _validate_annotation([], pod, cluster) + _validate_spec(pod["spec"])
+
+
+def validate_update(old: Document, new: Document, subresource: str, cluster: ClusterSettings) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
-    errors = changes + changes
+    errors = changes + changes + _validate_annotation(annotated_addresses(old), new, cluster)
     if subresource == "status":
-        return errors + _validate_status(old, new)
+        return errors + _validate_status(old, new, cluster)
     if subresource == "binding":
         return errors + _validate_spec(new["spec"])
     deadline, before = new["spec"].get("activeDeadlineSeconds"), old["spec"].get("activeDeadlineSeconds")
@@ -372,13 +381,27 @@ def _validate_handler(key: str, handler: Document, path: str) -> list[FieldError
     return errors
 
 
-def _validate_status(old: Document, new: Document) -> list[FieldError]:
+def _validate_annotation(known: list[str], pod: Document, cluster: ClusterSettings) -> list[FieldError]:
+    path = f"metadata.annotations[{POD_IP}]"
+    given = annotated_addresses(pod)
+    if given == known:
+        return []
+    errors = [e for text in given for e in validate_address(text, path) or validate_destination(text, path, cluster)]
+    if not errors and len({names.family_of(text) for text in given}) < len(given):
+        errors.append(invalid(path, ",".join(given), "may specify no more than one IP for each IP family"))
+    return errors
+
+
+def _validate_status(old: Document, new: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors: list[FieldError] = []
     for key in ("podIPs", "hostIPs"):
         path = f"status.{key}"
         given = [entry.get("ip", "") for entry in new["status"].get(key) or []]
         known = [entry.get("ip", "") for entry in old["status"].get(key) or []]
         wrong = [error for i, ip in enumerate(given) for error in validate_address(ip, f"{path}[{i}]", known)]
+        if not wrong and key == "podIPs":
+            for index, ip in enumerate(given):
+                wrong += [] if ip in known else validate_destination(ip, f"{path}[{index}]", cluster)
         if not wrong and len(given) > 1 and sorted(map(names.family_of, given)) != ["IPv4", "IPv6"]:
             wrong.append(invalid(path, given, "may specify no more than one IP for each IP family"))
         errors += wrong

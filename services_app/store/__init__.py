@@ -1,7 +1,8 @@
 """The only writer of API objects, and the way to read them.
 
 `objects` creates, gets, lists, updates and deletes; `claims` gives out addresses and ports; `transaction` writes under
-the counter row and derives endpoints; `status` writes what nodes report; `bootstrap` makes what every cluster has.
+the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `bootstrap`
+makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap
@@ -17,7 +18,7 @@ from services_app.store.objects import (
     update,
 )
 from services_app.store.objects import list_objects as list
-from services_app.store.status import adopt_pods, reap_pods, settle_programmed
+from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed
 
 __all__ = [
     "Actor",
@@ -28,6 +29,7 @@ __all__ = [
     "cluster_settings",
     "create",
     "delete",
+    "expire_events",
     "finish_namespace",
     "get",
     "list",

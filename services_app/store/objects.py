@@ -26,11 +26,12 @@ from services_app.plan import kubelet
 from services_app.spec import kinds, objects
 from services_app.spec.errors import AlreadyExists, BadRequest, Conflict, Expired, Forbidden, Invalid, NotFound
 from services_app.spec.kinds import Kind
+from services_app.spec.meta import timestamp
 from services_app.spec.objects import ClusterSettings
 from services_app.spec.selectors import FieldSelector, Selector
 from services_app.store import claims
 from services_app.store.columns import deletion_deadline, model_of
-from services_app.store.transaction import Transaction, name_suffix, timestamp
+from services_app.store.transaction import Transaction, name_suffix
 
 Document = dict[str, Any]
 T = TypeVar("T")

@@ -15,8 +15,10 @@ from services_app import models
 from services_app.plan import kubelet
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
+from services_app.spec.meta import timestamp
+from services_app.store import events
 from services_app.store.objects import PROGRAMMED, Actor, get, update
-from services_app.store.transaction import Transaction, timestamp
+from services_app.store.transaction import Transaction
 
 Document = dict[str, Any]
 
@@ -57,6 +59,23 @@ def reap_pods(*, actor: Actor) -> int:
             continue
         reaped += 1
     return reaped
+
+
+def expire_events(*, actor: Actor) -> int:
+    """Remove the Events last heard of more than an hour ago; the number removed."""
+    before = timezone.now() - events.KEPT_FOR
+    removed = 0
+    while uids := events.expired(before):
+        with transaction.atomic():
+            tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
+            for text in models.Event.objects.filter(uid__in=uids).values_list("document", flat=True):
+                event = json.loads(text)
+                # Again under the counter row: it may just have counted on.
+                if events.is_expired(event, before):
+                    tx.delete(kinds.EVENT, event, text)
+                    removed += 1
+            tx.finish()
+    return removed
 
 
 def settle_programmed(*, actor: Actor | None = None) -> int:

@@ -11,19 +11,24 @@ from functools import cache
 from typing import Any
 from uuid import UUID, uuid4
 
+from django.conf import settings
 from django.db import IntegrityError, connection
 from psycopg.types.json import Jsonb
 
 from services_app import models
 from services_app.changes import BASE_OWNER, Writer, encode
-from services_app.plan import endpoints
+from services_app.plan import endpoints, mirroring
 from services_app.plan.routing import group_key
 from services_app.spec import kinds
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
+from services_app.spec.meta import timestamp
+from services_app.store import events
 from services_app.store.columns import columns_of, model_of
 
 Document = dict[str, Any]
+
+DERIVED_BY = (endpoints.SLICE_CONTROLLER, mirroring.MIRROR_CONTROLLER)  # who "manages" the slices written here
 
 SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, so that no words appear (k8s apimachinery rand)
 
@@ -31,11 +36,6 @@ SUFFIX_LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # no vowels, so that no words ap
 def name_suffix() -> str:
     """Five random characters, as behind generateName."""
     return "".join(random.choices(SUFFIX_LETTERS, k=5))
-
-
-def timestamp(moment: datetime) -> str:
-    """RFC 3339 in whole seconds, as Kubernetes writes times."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 # Plain SQL, not the ORM: building the queries cost more than running them (15 ms a create, now 4), and all of it is
@@ -65,6 +65,16 @@ def _rows(sql: str, *values: Any) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
         cursor.execute(sql, values)
         return cursor.fetchall()
+
+
+def _document(sql: str, *values: Any) -> Document | None:
+    """The document of the one row a query finds, None when it finds none."""
+    found = _rows(sql, *values)
+    return json.loads(found[0][0]) if found else None
+
+
+def _new_name(prefix: str) -> str:
+    return prefix + name_suffix()
 
 
 def _execute(sql: str, *values: Any) -> None:
@@ -165,8 +175,12 @@ class Transaction:
             self._pod_changed(before, after)
         elif kind is kinds.NODE:
             self._node_changed(before, after)
-        elif kind in (kinds.ENDPOINT_SLICE, kinds.ENDPOINTS) and verb != "ADDED":
-            self._derived_changed(kind, before)
+        elif kind is kinds.SERVICE and before is not None and not before["spec"].get("selector"):
+            self.affected[before["metadata"]["namespace"], before["metadata"]["name"]] = None  # its mirror goes
+        elif kind in (kinds.ENDPOINTS, kinds.ENDPOINT_SLICE):
+            for known in (before, after):
+                if known is not None:
+                    self._derived_changed(kind, known)
 
     # What depends on what was written
 
@@ -201,26 +215,44 @@ class Transaction:
             if labels:
                 self._affect_selecting(namespace, labels)
 
-    def _derived_changed(self, kind: Kind, before: Document | None) -> None:
-        """Someone else's hand on a derived object: look at its Service again."""
-        metadata = (before or {}).get("metadata") or {}
+    def _derived_changed(self, kind: Kind, changed: Document) -> None:
+        """Someone's hand on Endpoints or on a derived slice: look at its Service again."""
+        metadata = changed["metadata"]
         labels = metadata.get("labels") or {}
         if kind is kinds.ENDPOINTS:
-            self.affected[metadata["namespace"], metadata["name"]] = None
-        elif labels.get(endpoints.MANAGED_BY) == endpoints.SLICE_CONTROLLER and labels.get(endpoints.SERVICE_NAME):
-            self.affected[metadata["namespace"], labels[endpoints.SERVICE_NAME]] = None
+            self.affected.setdefault((metadata["namespace"], metadata["name"]), None)
+        elif labels.get(endpoints.MANAGED_BY) in DERIVED_BY and labels.get(endpoints.SERVICE_NAME):
+            self.affected.setdefault((metadata["namespace"], labels[endpoints.SERVICE_NAME]), None)
 
     def _derive(self, namespace: str, name: str, service: Document | None) -> None:
-        """Bring a Service's slices and Endpoints in line with its Pods. service: its document, when at hand."""
+        """Bring a Service's slices and Endpoints in line with its Pods, or with Endpoints written by hand.
+
+        service: its document, when at hand.
+        """
         if service is None:
-            found = _rows(
+            service = _document(
                 "SELECT document FROM services_app_service WHERE namespace = %s AND name = %s", namespace, name
             )
-            if not found:
-                return
-            service = json.loads(found[0][0])
-        if service["metadata"].get("deletionTimestamp"):
+        if service is not None and service["metadata"].get("deletionTimestamp"):
             return
+        slices: dict[str, dict[str, tuple[Document, str]]] = {controller: {} for controller in DERIVED_BY}
+        for managed_by, text in _rows(
+            "SELECT managed_by, document FROM services_app_endpointslice"
+            " WHERE namespace = %s AND service_name = %s AND managed_by = ANY(%s) ORDER BY name",
+            namespace,
+            name,
+            [*DERIVED_BY],
+        ):
+            document = json.loads(text)
+            slices[managed_by][document["metadata"]["uid"]] = document, text
+        affected_before = dict(self.affected)
+        if service is not None:
+            self._derive_from_pods(service, slices[endpoints.SLICE_CONTROLLER])
+        self._derive_mirror(namespace, name, service, slices[mirroring.MIRROR_CONTROLLER])
+        # Our own writes to derived objects are no reason to derive again.
+        self.affected = affected_before
+
+    def _derive_from_pods(self, service: Document, slices: dict[str, tuple[Document, str]]) -> None:
         now = timestamp(self.now)
         pods: list[Document] = []
         if endpoints.has_endpoints(service):
@@ -228,40 +260,56 @@ class Transaction:
                 json.loads(pod)
                 for (pod,) in _rows(
                     "SELECT endpoint FROM services_app_pod WHERE namespace = %s AND labels @> %s AND endpoint IS NOT NULL",
-                    namespace,
+                    service["metadata"]["namespace"],
                     Jsonb(service["spec"]["selector"]),
                 )
             ]
-        slices = {
-            document["metadata"]["uid"]: (document, text)
-            for (text,) in _rows(
-                "SELECT document FROM services_app_endpointslice"
-                " WHERE namespace = %s AND service_name = %s AND managed_by = %s ORDER BY name",
-                namespace,
-                name,
-                endpoints.SLICE_CONTROLLER,
-            )
-            if (document := json.loads(text))
-        }
-        zones = self._zones({pod["node"] for pod in pods if pod["node"]})
         plan = endpoints.plan_slices(
             service,
             pods,
             [document for document, _ in slices.values()],
-            zones=zones,
+            zones=self._zones({pod["node"] for pod in pods if pod["node"]}),
             now=now,
-            new_name=lambda prefix: prefix + name_suffix(),
+            new_name=_new_name,
+            capacity=settings.TIMONEL_MAX_ENDPOINTS_PER_SLICE,
         )
-        affected_before = dict(self.affected)
+        self._carry_out(plan, slices)
+        self._derive_endpoints(service, pods, now)
+
+    def _derive_mirror(
+        self, namespace: str, name: str, service: Document | None, slices: dict[str, tuple[Document, str]]
+    ) -> None:
+        found = None
+        if service is not None and not service["spec"].get("selector"):
+            found = _document(
+                "SELECT document FROM services_app_endpoints WHERE namespace = %s AND name = %s", namespace, name
+            )
+        if found is not None or slices:
+            plan = mirroring.plan_mirror(
+                service, found, [document for document, _ in slices.values()], new_name=_new_name
+            )
+            self._carry_out(plan, slices)
+            if found is not None and (plan.create or plan.update):
+                self._tell_what_is_left_out(found)
+
+    def _tell_what_is_left_out(self, document: Document) -> None:
+        left_out = mirroring.addresses_left_out(document)
+        if left_out:
+            message = (
+                f"A max of {mirroring.MAX_ENDPOINTS_PER_SUBSET} addresses can be mirrored to EndpointSlices per "
+                f"Endpoints subset. {left_out} addresses were skipped"
+            )
+            component = mirroring.MIRROR_CONTROLLER
+            events.record(self, kinds.ENDPOINTS, document, "TooManyAddressesToMirror", message, component=component)
+
+    def _carry_out(self, plan: endpoints.SliceChanges, slices: dict[str, tuple[Document, str]]) -> None:
+        """slices: uid -> (document, text) of those that were planned with."""
         for document in plan.delete:
             self.delete(kinds.ENDPOINT_SLICE, document, slices[document["metadata"]["uid"]][1])
         for document in plan.update:
             self.update(kinds.ENDPOINT_SLICE, document, slices[document["metadata"]["uid"]][1])
         for document in plan.create:
             self._insert_derived(kinds.ENDPOINT_SLICE, document)
-        self._derive_endpoints(service, pods, now)
-        # Our own writes to derived objects are no reason to derive again.
-        self.affected = affected_before
 
     def _zones(self, nodes: set[str]) -> dict[str, str]:
         """Node -> its zone, "" for none; a Node that does not exist is missing."""
