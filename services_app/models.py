@@ -74,6 +74,7 @@ class Service(ApiObject):
     programmed = models.BooleanField(null=True, help_text="The Programmed condition; empty while there are no nodes.")
 
     class Meta(ApiObject.Meta):
+        permissions = [("use_external_ips", "Can let Services take traffic of addresses outside the service ranges")]
         indexes = [
             *ApiObject.Meta.indexes,
             models.Index(fields=["namespace", "selector_pair"], name="service_selector_pair"),
@@ -90,6 +91,7 @@ class Endpoints(ApiObject):
 
     class Meta(ApiObject.Meta):
         verbose_name_plural = "endpoints"
+        permissions = [("write_endpoints", "Can write Endpoints and EndpointSlices by hand")]
 
 
 class EndpointSlice(ApiObject):

@@ -23,7 +23,6 @@ from services_app.spec.errors import (
     ApiError,
     BadRequest,
     FieldError,
-    Forbidden,
     InternalError,
     Invalid,
     MethodNotAllowed,
@@ -111,14 +110,9 @@ class ObjectView(ApiView):
             raise NotFound()
         self.actor = store.Actor(request.user.get_username(), self.actor.request_id)
         verb = VERBS.get(request.method or "", "get")
-        kind, namespace = self.target.kind, self.target.namespace
-        if not auth.may(request.user, verb, kind, namespace):
-            where = f' in the namespace "{namespace}"' if namespace else ""
-            raise Forbidden(
-                kind,
-                self.target.name,
-                f'User "{self.actor.user}" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}',
-            )
+        kind = self.target.kind
+        if not auth.may(request.user, verb, kind, self.target.namespace):
+            raise auth.refusal(request.user, verb, self.target)
         if kind is kinds.ENDPOINTS:
             self.warnings.append(endpoints.DEPRECATED)
 
@@ -142,6 +136,7 @@ class ObjectView(ApiView):
         dry_run = self._dry_run(request, "CreateOptions")
         document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
+        auth.require_field_rights(request.user, target.kind, None, document)
         stored = store.create(
             target.kind, document, namespace=target.namespace or "", actor=self.actor, dry_run=dry_run
         )
@@ -271,7 +266,9 @@ class ObjectView(ApiView):
         def noting(current: Document) -> Document:
             nonlocal before
             before = json.loads(json.dumps(current))
-            return change(current)  # type: ignore[no-any-return]
+            wanted: Document = change(current)
+            auth.require_field_rights(self.request.user, target.kind, before, wanted, target.subresource)
+            return wanted
 
         stored = store.update(
             target.kind,

@@ -17,7 +17,7 @@ from services_app.api import auth, feed, media
 from services_app.api.paths import Target
 from services_app.models import Change
 from services_app.spec import tables
-from services_app.spec.errors import ApiError, BadRequest, Expired, FieldError, Forbidden, Invalid, Unauthorized
+from services_app.spec.errors import ApiError, BadRequest, Expired, FieldError, Invalid, Unauthorized
 from services_app.spec.kinds import Kind
 from services_app.spec.selectors import FieldSelector, Selector, parse_field_selector, parse_label_selector
 
@@ -168,9 +168,7 @@ def _authorize(headers: dict[str, str], target: Target) -> None:
     if user is None:
         raise Unauthorized
     if not auth.may(user, "watch", target.kind, target.namespace):
-        raise Forbidden(
-            target.kind, target.name, f'User "{user.username}" cannot watch resource "{target.kind.plural}"'
-        )
+        raise auth.refusal(user, "watch", target)
 
 
 async def _events(request: Request) -> AsyncGenerator[bytes, None]:

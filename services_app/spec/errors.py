@@ -161,8 +161,8 @@ class Forbidden(ApiError):
     code, reason = 403, "Forbidden"
 
     def __init__(self, kind: Kind | None, name: str, message: str) -> None:
-        about = f'{_resource(kind)} "{name}" is forbidden: {message}' if kind else f"forbidden: {message}"
-        super().__init__(about, details=_about(kind, name))
+        named = f'{_resource(kind)} "{name}" is' if kind and name else f"{_resource(kind)} is" if kind else ""
+        super().__init__(f"{named} forbidden: {message}".lstrip(), details=_about(kind, name))
 
 
 class NotFound(ApiError):
