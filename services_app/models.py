@@ -228,6 +228,27 @@ class FreeValue(models.Model):
         return f"{self.value} of {self.pool}"
 
 
+class RepairFinding(models.Model):
+    """Something that did not hold when last looked (plan.checks.Finding); gone once it holds again."""
+
+    reason = models.TextField(help_text="A reason word, e.g. ClusterIPNotAllocated.")
+    value = models.TextField(help_text="The address, port or name in question.")
+    service = models.TextField(default="", blank=True, help_text="namespace/name; empty for none.")
+    pool = models.TextField(default="", blank=True)
+    message = models.TextField()
+    sightings = models.IntegerField(default=1, help_text="Looks in a row that found it.")
+    first_seen_at = models.DateTimeField(default=timezone.now)
+    last_seen_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["reason", "value", "service", "pool"], name="repair_finding_is_unique")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.reason} {self.value}"
+
+
 class EndpointGroup(models.Model):
     """The number by which nodes know one Service port: the group id in packet marks (28 bits)."""
 

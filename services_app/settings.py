@@ -7,6 +7,7 @@ import os
 import secrets
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -25,12 +26,15 @@ def read_networks(name: str, default: str) -> tuple[IPv4Network | IPv6Network, .
     try:
         networks = tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as err:
-        raise _bad(name, text, f"{err}; write one or two ranges such as 10.96.0.0/16,fd00:10:96::/112") from err
+        raise _bad(name, text, f"{err}; write ranges such as 10.96.0.0/16,fd00:10:96::/112") from err
     if not 1 <= len(networks) <= 8:
-        raise _bad(name, text, "write at least one range such as 10.96.0.0/16")
+        raise _bad(name, text, "write one to eight ranges such as 10.96.0.0/16")
     for network in networks:
         if network.num_addresses < 8:
             raise _bad(name, text, f"{network} has too few addresses; write a range of at least 8")
+    for one, other in combinations(networks, 2):
+        if one.overlaps(other):
+            raise _bad(name, text, f"{one} and {other} overlap; write ranges apart from each other")
     return networks
 
 
@@ -221,6 +225,7 @@ CELERY_BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     "sweep": {"task": "services_app.push.tasks.sweep", "schedule": timedelta(seconds=1)},
     "tidy": {"task": "services_app.push.tasks.tidy", "schedule": timedelta(seconds=2)},
     "audit": {"task": "services_app.push.tasks.audit", "schedule": timedelta(seconds=30)},
+    "repair": {"task": "services_app.push.tasks.repair", "schedule": timedelta(minutes=3)},
     "compact": {"task": "services_app.push.tasks.compact", "schedule": timedelta(minutes=5)},
 }
 

@@ -33,6 +33,11 @@ class PoolRange:
         dynamic = self.size - self.static_size
         return index - self.static_size if index >= self.static_size else dynamic + index
 
+    def value_at(self, offset: int) -> int:
+        """The value at a place in the order of giving out."""
+        dynamic = self.size - self.static_size
+        return self.first + (offset + self.static_size if offset < dynamic else offset - dynamic)
+
     def band_at(self, offset: int) -> int:
         return DYNAMIC_BAND if offset < self.size - self.static_size else STATIC_BAND
 
@@ -51,11 +56,19 @@ def port_pool(ports: range) -> PoolRange:
 
 
 def cluster_ips_of(service: Document | None) -> list[str]:
-    """The cluster IPs a stored Service holds; none for headless and ExternalName."""
+    """The cluster IPs a stored Service holds, in canonical spelling; none for headless and ExternalName."""
     spec = (service or {}).get("spec") or {}
     if spec.get("type") == "ExternalName":
         return []
-    return [ip for ip in spec.get("clusterIPs") or () if ip and ip != "None"]
+    return [_canonical(ip) for ip in spec.get("clusterIPs") or () if ip and ip != "None"]
+
+
+def _canonical(address: str) -> str:
+    """As PostgreSQL spells it, too; what is no address stays as it is."""
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        return address
 
 
 def node_ports_of(service: Document | None) -> list[int]:

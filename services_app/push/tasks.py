@@ -96,6 +96,12 @@ def tidy() -> None:
 
 
 @shared_task
+def repair() -> None:
+    """Every few minutes: look whether allocations and endpoints are what Services say, tell and mend."""
+    store.repair(actor=ACTOR)
+
+
+@shared_task
 def compact() -> None:
     """Drop changes older than the hour watchers may look back, and Events that old."""
     store.expire_events(actor=ACTOR)

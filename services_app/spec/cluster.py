@@ -7,7 +7,7 @@ from services_app.spec.names import Network
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """service_cidrs: one or two, of different families, the default family first."""
+    """service_cidrs: the default family first; several of a family are used in this order."""
 
     service_cidrs: tuple[Network, ...]
     node_port_range: range

@@ -1,11 +1,12 @@
 """The only writer of API objects, and the way to read them.
 
 `objects` creates, gets, lists, updates and deletes; `claims` gives out addresses and ports; `transaction` writes under
-the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `bootstrap`
-makes what every cluster has.
+the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `checks` and
+`repair` look whether all of it holds; `bootstrap` makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap
+from services_app.store.checks import check_everything
 from services_app.store.objects import (
     Actor,
     Page,
@@ -18,6 +19,7 @@ from services_app.store.objects import (
     update,
 )
 from services_app.store.objects import list_objects as list
+from services_app.store.repair import repair
 from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Stored",
     "adopt_pods",
     "bootstrap",
+    "check_everything",
     "cluster_settings",
     "create",
     "delete",
@@ -34,6 +37,7 @@ __all__ = [
     "get",
     "list",
     "reap_pods",
+    "repair",
     "settle_programmed",
     "update",
 ]

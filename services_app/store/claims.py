@@ -50,6 +50,12 @@ _RELEASE = {
     _ADDRESS: "DELETE FROM services_app_clusteripclaim WHERE service_id = %s AND address = %s::inet RETURNING 1",
     _PORT: "DELETE FROM services_app_nodeportclaim WHERE service_id = %s AND port = %s::int RETURNING 1",
 }
+_CLAIM_HELD = {
+    _ADDRESS: "INSERT INTO services_app_clusteripclaim (address, service_id) VALUES (%s::inet, %s)"
+    " ON CONFLICT (address) DO UPDATE SET service_id = EXCLUDED.service_id",
+    _PORT: "INSERT INTO services_app_nodeportclaim (port, service_id) VALUES (%s::int, %s)"
+    " ON CONFLICT (port) DO UPDATE SET service_id = EXCLUDED.service_id",
+}
 _CLAIMED = {
     _ADDRESS: "SELECT 1 FROM services_app_clusteripclaim WHERE address = ({value})::inet",
     _PORT: "SELECT 1 FROM services_app_nodeportclaim WHERE port = ({value})::int",
@@ -73,20 +79,62 @@ def release(uid: UUID, old: Document, new: Document | None, cluster: ClusterSett
     kept = set(allocation.cluster_ips_of(new))
     for address in allocation.cluster_ips_of(old):
         if address not in kept:
-            _release_one(_ADDRESS, uid, address, allocation.pool_of(address, cluster.service_cidrs))
-    ports = allocation.port_pool(cluster.node_port_range)
+            _release_one(*_place(address, cluster), uid, address)
     kept_ports = set(allocation.node_ports_of(new))
     for port in allocation.node_ports_of(old):
         if port not in kept_ports:
-            offset = ports.offset_of(port)
-            _release_one(_PORT, uid, str(port), None if offset is None else (ports, offset))
+            _release_one(*_place(str(port), cluster), uid, str(port))
+
+
+# Mending what `plan.checks` found; values as text, a number being a node port
+
+
+def claim_held(uid: UUID, value: str, cluster: ClusterSettings) -> None:
+    """Claim what a Service holds without a claim, in place of a claimant that does not hold it."""
+    what, place = _place(value, cluster)
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIM_HELD[what], [value, uid])
+    if place is not None:
+        withdraw(place[0].name, value)
+
+
+def release_leaked(uid: UUID, value: str, cluster: ClusterSettings) -> None:
+    """Give back what is claimed for a Service that does not hold it."""
+    _release_one(*_place(value, cluster), uid, value)
+
+
+def offer(value: str, cluster: ClusterSettings) -> None:
+    """Put a value that nobody has on the list of free ones."""
+    what, place = _place(value, cluster)
+    with connection.cursor() as cursor:
+        cursor.execute(_CLAIMED[what].format(value="%s"), [value])
+        if cursor.fetchone() is None and place is not None:
+            _put_free(cursor, place, value)
+
+
+def withdraw(pool: str, value: str) -> None:
+    """Take a value off the list of free ones."""
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM services_app_freevalue WHERE pool = %s AND value = %s", [pool, value])
+
+
+def _place(value: str, cluster: ClusterSettings) -> tuple[str, tuple[PoolRange, int] | None]:
+    """What a value is, and its pool and place there; None when no range has it."""
+    if not value.isdigit():
+        return _ADDRESS, allocation.pool_of(value, cluster.service_cidrs)
+    ports = allocation.port_pool(cluster.node_port_range)
+    offset = ports.offset_of(int(value))
+    return _PORT, None if offset is None else (ports, offset)
+
+
+# Giving out
 
 
 def _claim_addresses(uid: UUID, old: Document | None, new: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = []
     held = set(allocation.cluster_ips_of(old))
     for address in sorted(set(allocation.cluster_ips_of(new)) - held):
-        if not _claim_given(_ADDRESS, uid, address, allocation.pool_of(address, cluster.service_cidrs)):
+        if not _claim_given(*_place(address, cluster), uid, address):
             detail = f"failed to allocate IP {address}: {TAKEN.format(what='IP')}"
             errors.append(FieldError("Invalid", "spec.clusterIPs", allocation.cluster_ips_of(new), detail))
     if errors:
@@ -116,8 +164,7 @@ def _claim_ports(uid: UUID, old: Document | None, new: Document, cluster: Cluste
     held = set(allocation.node_ports_of(old))
     ports = new["spec"].get("ports") or []
     for number in sorted(set(allocation.node_ports_of(new)) - held):
-        offset = pool.offset_of(number)
-        if not _claim_given(_PORT, uid, str(number), None if offset is None else (pool, offset)):
+        if not _claim_given(*_place(str(number), cluster), uid, str(number)):
             field = next(
                 (f"spec.ports[{i}].nodePort" for i, port in enumerate(ports) if port.get("nodePort") == number),
                 "spec.healthCheckNodePort",
@@ -142,14 +189,14 @@ def _claim_ports(uid: UUID, old: Document | None, new: Document, cluster: Cluste
     return errors
 
 
-def _claim_given(what: str, uid: UUID, value: str, place: tuple[PoolRange, int] | None) -> bool:
+def _claim_given(what: str, place: tuple[PoolRange, int] | None, uid: UUID, value: str) -> bool:
     """Whether the value is now the Service's; waits for a transaction that is about to take or release it."""
     with connection.cursor() as cursor:
         cursor.execute(_CLAIM_GIVEN[what], [value, uid])
         if cursor.fetchone() is None:
             return False
-        if place is not None:
-            cursor.execute("DELETE FROM services_app_freevalue WHERE pool = %s AND value = %s", [place[0].name, value])
+    if place is not None:
+        withdraw(place[0].name, value)
     return True
 
 
@@ -205,15 +252,18 @@ def _first_address(pool: PoolRange) -> str | None:
     return str(IPv4Address(pool.first) if pool.version == 4 else IPv6Address(pool.first))
 
 
-def _release_one(what: str, uid: UUID, value: str, place: tuple[PoolRange, int] | None) -> None:
+def _release_one(what: str, place: tuple[PoolRange, int] | None, uid: UUID, value: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_RELEASE[what], [uid, value])
         if cursor.fetchone() is None or place is None:
             return
-        pool, offset = place
-        # Beyond what is laid out the value comes up by itself later.
-        cursor.execute(
-            "INSERT INTO services_app_freevalue (pool, band, value) SELECT %s, %s, %s"
-            " WHERE EXISTS (SELECT 1 FROM services_app_pool WHERE name = %s AND next_offset > %s) ON CONFLICT DO NOTHING",
-            [pool.name, pool.band_at(offset), value, pool.name, offset],
-        )
+        _put_free(cursor, place, value)
+
+
+def _put_free(cursor: Any, place: tuple[PoolRange, int], value: str) -> None:
+    # Also when the pool is not laid out so far: a look at how far it is would miss who lays it out right now.
+    pool, offset = place
+    cursor.execute(
+        "INSERT INTO services_app_freevalue (pool, band, value) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        [pool.name, pool.band_at(offset), value],
+    )

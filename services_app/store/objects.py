@@ -194,7 +194,7 @@ def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_
             raise Invalid(kind, prepared["metadata"].get("name", ""), errors)
         generated = not document.get("metadata", {}).get("name") and document["metadata"].get("generateName")
         try:
-            return _retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
+            return retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
         except AlreadyExists:
             if not generated or attempt == TRIES - 1:
                 raise
@@ -271,7 +271,7 @@ def update(
         if prepared == old:
             return current
         with suppress(_LostRace):
-            return _retried(partial(_update_once, kind, current, old, prepared, cluster, actor, dry_run, subresource))
+            return retried(partial(_update_once, kind, current, old, prepared, cluster, actor, dry_run, subresource))
     raise Conflict(
         kind, name, "the object has been modified; please apply your changes to the latest version and try again"
     )
@@ -370,7 +370,7 @@ def delete(
     """
     if kind is kinds.NAMESPACE and name in PERMANENT_NAMESPACES:
         raise Forbidden(kind, name, "this namespace may not be deleted")
-    stored = _retried(
+    stored = retried(
         lambda: _delete_once(kind, namespace, name, actor, dry_run, preconditions, grace_period_s, propagation)
     )
     if kind is kinds.NAMESPACE and not dry_run:
@@ -499,7 +499,7 @@ def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
 # Transactions
 
 
-def _retried(work: Callable[[], T]) -> T:
+def retried(work: Callable[[], T]) -> T:
     """Run a transaction again after a deadlock or a serialisation failure; both mean that nothing was done."""
     for attempt in range(TRIES):
         try:

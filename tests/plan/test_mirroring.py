@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from services_app.plan import mirroring
 from services_app.plan.endpoints import SliceChanges
 
+NUMBERS = itertools.count()
 SERVICE = {"metadata": {"name": "web", "namespace": "default", "uid": "u-web"}, "spec": {"ports": [{"port": 80}]}}
 
 
@@ -30,9 +31,8 @@ def subset(*addresses, unready=(), ports=(("", 80),)):
 
 def settle(endpoints, existing=(), service=SERVICE):
     """The slices after the plan was carried out, and the plan."""
-    numbers = itertools.count(len(existing))
     plan = mirroring.plan_mirror(
-        service, endpoints, deepcopy([*existing]), new_name=lambda prefix: f"{prefix}{next(numbers)}"
+        service, endpoints, deepcopy([*existing]), new_name=lambda prefix: f"{prefix}{next(NUMBERS)}"
     )
     updated = {item["metadata"]["name"]: item for item in plan.update}
     gone = {item["metadata"]["name"] for item in plan.delete}

@@ -7,8 +7,8 @@ from django.utils import timezone
 
 from services_app import store
 from services_app.models import Change, ControlPlane, Namespace, NodeAccess, NodeSync, Service, SshKey
-from services_app.plan.kubelet import POD_IP
 from services_app.spec import kinds
+from services_app.spec.pod import POD_IP
 
 ACTOR = store.Actor("tester", "test")
 
