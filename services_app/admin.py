@@ -246,6 +246,16 @@ class FreeValueAdmin(ReadOnly):
     ordering = ("pool", "band", "id")
 
 
+@admin.register(models.RepairFinding)
+class RepairFindingAdmin(ReadOnly):
+    """What the last look at allocations and endpoints found."""
+
+    list_display = ("reason", "value", "service", "pool", "sightings", "first_seen_at", "last_seen_at")
+    list_filter = ("reason",)
+    search_fields = ("=value", "service")
+    ordering = ("service", "reason", "value")
+
+
 @admin.register(models.EndpointGroup)
 class EndpointGroupAdmin(ReadOnly):
     """The numbers by which nodes know Service ports."""
