@@ -293,6 +293,16 @@ class NodeSyncAdmin(ReadOnly):
     ordering = ("node",)
 
 
+@admin.register(models.NodeOperation)
+class NodeOperationAdmin(ReadOnly):
+    """What people did to nodes, from the page or the command."""
+
+    list_display = ("node", "verb", "state", "reason", "by", "started_at", "ended_at")
+    list_filter = ("verb", "state")
+    search_fields = ("node", "=by", "=reason")
+    search_help_text = "A part of the node's name, or a whole user or reason."
+
+
 @admin.register(models.ApiToken)
 class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """API tokens: add one to issue it, delete it to revoke it; what was issued does not change."""

@@ -333,6 +333,56 @@ class NodeSync(models.Model):
         return f"{self.node_id} {self.state} at {self.applied_revision}"
 
 
+class NodeOperation(models.Model):
+    """What a person did to a node, step by step as it happened: live for the page, afterwards for the auditor.
+
+    Never holds a secret: a key or password that opens a login lives in one request and the thread it starts.
+    """
+
+    class Verb(models.TextChoices):
+        ENROL = "Enrol", "enrolment"
+        REMOVE = "Remove", "removal"
+        FORGET = "Forget", "forgetting"
+        CONFIRM_KEY = "ConfirmKey", "confirmation of a host key"
+        PUSH_AGAIN = "PushAgain", "push of everything"
+
+    class State(models.TextChoices):
+        RUNNING = "Running"
+        DONE = "Done"
+        FAILED = "Failed"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    node = models.TextField(db_collation=C_COLLATION)
+    verb = models.TextField(choices=Verb.choices)
+    state = models.TextField(choices=State.choices, default=State.RUNNING)
+    by = models.TextField(help_text="Who asked for it.")
+    address = models.TextField(default="", blank=True)
+    port = models.IntegerField(default=22)
+    user = models.TextField(default="", blank=True)
+    node_ip = models.TextField(default="", blank=True)
+    labels = models.JSONField(default=dict)
+    host_key = models.TextField(default="", blank=True, help_text="The confirmed fingerprint.")
+    steps = models.JSONField(default=list, help_text="List of {text, at}, oldest first.")
+    doing = models.TextField(default="", blank=True, help_text="What is tried now, or failed.")
+    reason = models.TextField(default="", blank=True)
+    message = models.TextField(default="", blank=True)
+    started_at = models.DateTimeField(default=timezone.now)
+    seen_at = models.DateTimeField(default=timezone.now, help_text="When its process was last alive.")
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-started_at"]
+        indexes = [models.Index(fields=["node", "-started_at"], name="node_operation_of_node")]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node"], condition=models.Q(state="Running"), name="node_has_one_running_operation"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.get_verb_display()} of {self.node}"
+
+
 class ApiToken(models.Model):
     """A bearer token; only its hash is kept."""
 

@@ -24,7 +24,7 @@ from services_app.push.keys import fingerprint, from_line, own_key, private_key,
 from services_app.push.program import current
 from services_app.push.session import AGENT, agent_command
 from services_app.spec import kinds
-from services_app.spec.errors import NotFound
+from services_app.spec.errors import AlreadyExists, NotFound
 
 ACTOR = store.Actor("timonel:enrolment")
 CLEANUP_HOLD = timedelta(minutes=2)
@@ -52,17 +52,18 @@ class Host:
     address: str
     port: int = 22
     user: str = "root"
-    key: paramiko.PKey | None = None
-    password: str | None = None
+    key: paramiko.PKey | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
     node_ip: str = ""
     labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One line of progress."""
+    """One line of progress: what is done, and what is tried next; `then` is "" when nothing is."""
 
     text: str
+    then: str = ""
 
 
 def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[Step]:
@@ -70,9 +71,11 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
 
     Raises NodeError with what is in the way; no records are written then, and what was placed on the host is harmless.
     """
+    judge(host)
+    node_ip = host.node_ip or _node_ip(host)
     shown = ssh.host_key(host.name, host.address, host.port)
     print_of = fingerprint(shown)
-    yield Step(f"{host.address} port {host.port} shows the host key {print_of}")
+    yield Step(f"{host.address} port {host.port} shows the host key {print_of}", f"log in as {host.user}")
     if not confirm(print_of):
         raise NodeError(
             "HostKeyNotConfirmed",
@@ -81,7 +84,7 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
         )
     with _log_in(host, shown) as connection:
         root = "" if host.user == "root" else "sudo -n "
-        yield Step(f"logged in as {host.user}")
+        yield Step(f"logged in as {host.user}", "place the agent")
         _require(
             connection, f"{root}true", "SudoRefused", f"{host.user} may not use sudo without a password on {host.name}"
         )
@@ -92,17 +95,19 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
             f"{host.name} needs Python 3.9 or newer as python3",
         )
         version = _place_agent(connection, root)
-        yield Step(f"placed agent {version} at {AGENT}")
+        yield Step(f"placed agent {version} at {AGENT}", "look whether the host has what a node needs")
         _preflight(connection, root, host.name)
-        yield Step("the host has what a node needs")
+        yield Step("the host has what a node needs", "let the control plane's key in")
         public = " ".join(own_key().public.split()[:2])
         _authorize(connection, public)
-        yield Step("the control plane's key may log in")
+        yield Step("the control plane's key may log in", "claim the agent for this control plane")
         if root:
             _write_sudo_rule(connection, host.user)
-            yield Step(f"sudo rule for {host.user} written")
+            yield Step(f"sudo rule for {host.user} written", "claim the agent for this control plane")
         if _install_unit(connection, root):
-            yield Step("rules will be restored at boot (systemd unit timonel-agent)")
+            yield Step(
+                "rules will be restored at boot (systemd unit timonel-agent)", "claim the agent for this control plane"
+            )
         cluster = _cluster_uid()
         _require(
             connection,
@@ -110,12 +115,36 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
             "AgentFailed",
             "adopt failed",
         )
-    node_ip = host.node_ip or _node_ip(host)
+    yield Step("the agent belongs to this control plane", "record the node")
     _write_records(host, node_ip, to_line(shown), by)
-    yield Step(f"node {host.name} ({node_ip}) recorded")
-    store.adopt_pods(host.name, actor=ACTOR)
+    yield Step(f"node {host.name} ({node_ip}) recorded", "request the first push")
+    store.adopt_pods(host.name, actor=store.Actor(by))
     wake.request_wake()
     yield Step("first push requested")
+
+
+def judge(host: Host) -> None:
+    """Refuse, before anything is touched, what could not be recorded in the end. Raises NodeError, Invalid."""
+    node_ip = host.node_ip or _node_ip(host)
+    try:
+        ip_address(node_ip)
+    except ValueError as err:
+        raise NodeError("AddressUnknown", f"{node_ip!r} is no address a node can have") from err
+    other = NodeAccess.objects.filter(address=host.address, port=host.port).exclude(node=host.name).first()
+    if other is not None:
+        raise NodeError(
+            "HostIsNode", f"{host.address} port {host.port} is the node {other.node} already; a host is one node"
+        )
+    labels = _labels(host)
+    document = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": host.name, "labels": labels}}
+    try:
+        store.create(kinds.NODE, document, namespace="", actor=ACTOR, dry_run=True)
+    except AlreadyExists:
+        pass  # a second enrolment, or a Node that was described first
+
+
+def _labels(host: Host) -> dict[str, str]:
+    return {"kubernetes.io/hostname": host.name, "kubernetes.io/os": "linux", **host.labels}
 
 
 def _log_in(host: Host, shown: paramiko.PKey) -> ssh.Connection:
@@ -130,8 +159,8 @@ def _log_in(host: Host, shown: paramiko.PKey) -> ssh.Connection:
         given = "password" if host.key is None else "key"
         raise NodeError(
             err.reason,
-            f"{host.name} does not let {host.user} in with this {given}; nothing was done. Try another --user, or "
-            "another --identity whose public half is in the login's ~/.ssh/authorized_keys",
+            f"{host.name} does not let {host.user} in with this {given}; nothing was done. Try another login (--user), "
+            "or another key (--identity) whose public half is in the login's ~/.ssh/authorized_keys",
         ) from err
 
 
@@ -178,8 +207,10 @@ def _authorize(connection: ssh.Connection, public: str) -> None:
     body = public.split()[1]
     line = f"restrict {public} timonel control plane"
     script = (
-        "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && "
-        f"grep -qF {shlex.quote(body)} ~/.ssh/authorized_keys || echo {shlex.quote(line)} >> ~/.ssh/authorized_keys"
+        "umask 077 && mkdir -p ~/.ssh && touch ~/.ssh/authorized_keys && cd ~/.ssh && "
+        # A last line without its end would swallow ours.
+        '{ test -z "$(tail -c 1 authorized_keys)" || echo >> authorized_keys; } && '
+        f"{{ grep -qF {shlex.quote(body)} authorized_keys || echo {shlex.quote(line)} >> authorized_keys; }}"
     )
     _require(connection, f"sh -c {shlex.quote(script)}", "CannotAuthorize", "cannot write ~/.ssh/authorized_keys")
 
@@ -221,13 +252,13 @@ def _node_ip(host: Host) -> str:
 
 
 def _write_records(host: Host, node_ip: str, host_key: str, by: str) -> None:
-    labels = {"kubernetes.io/hostname": host.name, "kubernetes.io/os": "linux", **host.labels}
+    labels, actor = _labels(host), store.Actor(by)
     addresses = [{"type": "InternalIP", "address": node_ip}, {"type": "Hostname", "address": host.name}]
     try:
         store.get(kinds.NODE, "", host.name)
     except NotFound:
         document = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": host.name, "labels": labels}}
-        store.create(kinds.NODE, document, namespace="", actor=ACTOR)
+        store.create(kinds.NODE, document, namespace="", actor=actor)
 
     def relabel(document: dict) -> dict:
         document["metadata"].setdefault("labels", {}).update(labels)
@@ -240,8 +271,8 @@ def _write_records(host: Host, node_ip: str, host_key: str, by: str) -> None:
         document.setdefault("status", {})["addresses"] = addresses
         return document
 
-    store.update(kinds.NODE, "", host.name, relabel, actor=ACTOR)
-    store.update(kinds.NODE, "", host.name, readdress, subresource="status", actor=ACTOR)
+    store.update(kinds.NODE, "", host.name, relabel, actor=actor)
+    store.update(kinds.NODE, "", host.name, readdress, subresource="status", actor=actor)
     with transaction.atomic():
         access, _ = NodeAccess.objects.update_or_create(
             node=host.name,
@@ -266,7 +297,7 @@ def _write_records(host: Host, node_ip: str, host_key: str, by: str) -> None:
         )
 
 
-def remove(name: str) -> Iterator[Step]:
+def remove(name: str, *, by: str) -> Iterator[Step]:
     """Clean the node up over SSH, then forget it; yields a Step for each thing done. Raises NodeError, NotFound.
 
     A node that cannot be reached stays; `forget` drops its records all the same.
@@ -282,15 +313,17 @@ def remove(name: str) -> Iterator[Step]:
         expected=from_line(access.host_key),
         key=private_key(access.ssh_key),
     ) as connection:
+        yield Step(f"logged in as {access.user}", "clean the host up")
         # The cleanup ends the agent; the pushers must not start another one behind it.
         _hold_pushes(name, CLEANUP_HOLD)
         try:
-            _require(connection, agent_command(access.user, "cleanup"), "AgentFailed", "the node's cleanup failed")
+            for line in connection.lines(agent_command(access.user, "cleanup"), "AgentFailed", "the cleanup failed"):
+                yield Step(line, "clean the host up")
         except BaseException:
             _hold_pushes(name, timedelta())
             raise
-        yield Step("the node is as it was before its enrolment")
-    forget(name)
+        yield Step("the node is as it was before its enrolment", "drop the records")
+    forget(name, by=by)
     yield Step(f"node {name} forgotten")
 
 
@@ -298,21 +331,24 @@ def _hold_pushes(name: str, pause: timedelta) -> None:
     NodeSync.objects.filter(node_id=name).update(next_attempt_at=timezone.now() + pause)
 
 
-def forget(name: str) -> None:
+def forget(name: str, *, by: str) -> None:
     """Drop a node's records: it is no longer pushed to, and its Node object goes."""
     NodeAccess.objects.filter(node=name).delete()
     try:
-        store.delete(kinds.NODE, "", name, actor=ACTOR)
+        store.delete(kinds.NODE, "", name, actor=store.Actor(by))
     except NotFound:
         pass
 
 
+def shown_key(name: str) -> paramiko.PKey:
+    """The host key an enrolled node shows now, for a person to compare. Raises NodeError, NotFound."""
+    access = _access(name)
+    return ssh.host_key(name, access.address, access.port)
+
+
 def confirm_key(name: str, wanted: str) -> str:
     """Accept the host key a node shows now, when its fingerprint is the wanted one; returns it. Raises NodeError."""
-    access = NodeAccess.objects.filter(node=name).first()
-    if access is None:
-        raise NotFound(kinds.NODE, name)
-    shown = ssh.host_key(name, access.address, access.port)
+    shown = shown_key(name)
     if fingerprint(shown) != wanted:
         raise NodeError("HostKeyNotConfirmed", f"{name} shows {fingerprint(shown)}, not {wanted}; nothing was changed")
     NodeAccess.objects.filter(node=name).update(host_key=to_line(shown))
@@ -321,3 +357,17 @@ def confirm_key(name: str, wanted: str) -> str:
     )
     wake.request_wake()
     return to_line(shown)
+
+
+def push_again(name: str) -> None:
+    """Send a node everything with the next push, and try it at once. Raises NotFound."""
+    _access(name)
+    NodeSync.objects.filter(node_id=name).update(full_wanted=True, failures=0, next_attempt_at=timezone.now())
+    wake.request_wake()
+
+
+def _access(name: str) -> NodeAccess:
+    access = NodeAccess.objects.filter(node=name).first()
+    if access is None:
+        raise NotFound(kinds.NODE, name)
+    return access

@@ -20,3 +20,56 @@ class HostKeyChanged(NodeError):
             f"If the host was reinstalled, run: timonel node confirm-key {node} --fingerprint {shown}",
         )
         self.shown = shown
+
+
+# What a person does about each reason, told beside the message. What the message says already is not repeated.
+REMEDIES = {
+    "AddressUnknown": "Give the node's own address, the one its packets come from.",
+    "AgentEnded": "Push again. If it ends again, /var/lib/timonel/agent.log on the node says why.",
+    "AgentFailed": "Try again. /var/lib/timonel/agent.log on the node says more.",
+    "AgentMissing": "Enrol the node again: that puts the agent back.",
+    "AuthenticationFailed": "Enrol the node again with a login that works. For a host that is gone or was cleaned up, forget it.",
+    "BadRequest": "Agent and control plane are of different versions: enrol the node again to renew the agent.",
+    "BaseMismatch": "Push everything again.",
+    "CannotAuthorize": "Make the login's home directory and its ~/.ssh writable for it, and try again.",
+    "CannotInstallUnit": "Look at systemctl status on the host; /etc/systemd/system must be writable. Then try again.",
+    "CannotPlaceAgent": "Look for a full or read-only disk under /usr/local/lib, and try again.",
+    "CannotWriteSudoRule": "Install sudo with visudo on the host, or log in as root.",
+    "ConnectionLost": "Try again; if it breaks again, look at sshd's log on the host.",
+    "ConnectionRefused": "Start sshd on the host, or correct the port.",
+    "ConntrackMissing": "Install the package conntrack on the host, and try again.",
+    "DigestMismatch": "Push everything again.",
+    "DiskFull": "Free some space under /var/lib/timonel on the host; the node catches up by itself.",
+    "DnsFailed": "Look who else listens on port 53 or 8053 there; logs are in /var/lib/timonel/dns on the node.",
+    "DnsMissing": "Install the packages knot and unbound on the host.",
+    "HostFailed": "Look at addresses, routes and sysctls of the host: something there refuses what Services need.",
+    "HostIsNode": "Remove the other node first, or enrol it again under its own name.",
+    "HostKeyChanged": "If the host was reinstalled, compare the new key there and confirm it. If not, somebody may be in between.",
+    "HostKeyNotConfirmed": "Ask the host again and compare its key; never confirm one that differs.",
+    "InternalError": "The log of the control plane's web process says more.",
+    "Interrupted": "Nothing is broken: every step may be done twice. Try again.",
+    "IpMissing": "Install the package iproute2 on the host, and try again.",
+    "KnotMissing": "Install the package knot on the host, and try again.",
+    "Locked": "Another agent keeps the node busy; it is tried again by itself.",
+    "NftMissing": "Install the package nftables on the host, and try again.",
+    "NftTimeout": "The host is overloaded or its kernel hangs in nftables: look at dmesg there.",
+    "NftUnsupported": "Use a newer kernel (5.10 or later) and nftables 1.0 or later.",
+    "NotRoot": "Log in as root, or allow the login everything by sudo without a password for the enrolment.",
+    "OperationRunning": "Wait until the other one has ended, and look what came of it.",
+    "OtherCluster": "Another control plane has claimed the host. Enrol it again if it is to be a node of this one.",
+    "PythonMissing": "Install python3, 3.9 or newer, on the host.",
+    "StaleRevision": "Nothing: the node holds something newer.",
+    "SudoRefused": "Give the login a sudo rule without a password for the enrolment (NOPASSWD: ALL), or log in as root.",
+    "Timeout": "Look whether the host is up, the address right and the way to its port open.",
+    "ToolFailed": "The message names the program that failed on the host.",
+    "ToolMissing": "Install the package of the program that the message names.",
+    "UnboundMissing": "Install the package unbound on the host, and try again.",
+    "UnknownHost": "Correct the name, or use the address.",
+    "UnknownOperation": "The agent is older than the control plane: enrol the node again to renew it.",
+    "Unreachable": "Look at the network between the control plane and the host.",
+}
+
+
+def remedy_of(reason: str) -> str:
+    """What to do about a reason; "" where the message has to do."""
+    return REMEDIES.get(reason, "")

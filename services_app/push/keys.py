@@ -5,14 +5,22 @@ import hashlib
 import io
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from django.conf import settings
 
 from services_app.models import SshKey
 
 NAME = "control plane"
+_KEY_CLASSES = (
+    (Ed25519PrivateKey, paramiko.Ed25519Key),
+    (EllipticCurvePrivateKey, paramiko.ECDSAKey),
+    (RSAPrivateKey, paramiko.RSAKey),
+)
 
 
 def _cipher() -> Fernet:
@@ -41,6 +49,33 @@ def private_key(key: SshKey) -> paramiko.PKey:
     """The private half, in memory only. Raises cryptography's InvalidToken when the secret key is another."""
     pem = _cipher().decrypt(bytes(key.private_encrypted)).decode()
     return paramiko.Ed25519Key.from_private_key(io.StringIO(pem))
+
+
+def read_private_key(text: str, passphrase: str = "") -> paramiko.PKey:
+    """The key in a text in OpenSSH or PEM form. Raises ValueError that says what is wrong and shows nothing of it."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    clean = "\n".join(lines) + "\n"
+    if not clean.startswith("-----BEGIN "):
+        raise ValueError("this is no private key: it begins with -----BEGIN … PRIVATE KEY-----")
+    load = (
+        serialization.load_ssh_private_key
+        if clean.startswith("-----BEGIN OPENSSH")
+        else serialization.load_pem_private_key
+    )
+    try:
+        loaded = load(clean.encode(), passphrase.encode() or None)
+    except TypeError:
+        raise ValueError(
+            "the key has no passphrase" if passphrase else "the key has a passphrase: give it as well"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError(
+            "the key cannot be read" + (": is the passphrase right?" if passphrase else ": was all of it pasted?")
+        ) from None
+    for kind, key_class in _KEY_CLASSES:
+        if isinstance(loaded, kind):
+            return key_class.from_private_key(io.StringIO(clean), password=passphrase or None)
+    raise ValueError("only Ed25519, ECDSA and RSA keys are accepted")
 
 
 def fingerprint(key: paramiko.PKey) -> str:

@@ -37,6 +37,7 @@ class Sight:
     revision: int
     nodes: str  # fingerprint of what nodes are and hold
     beat: int  # moves every ten seconds while nodes report, so that "last report" stays true
+    operations: str = ""  # fingerprint of what people do to nodes
 
 
 def read_sight() -> Sight:
@@ -52,14 +53,17 @@ def read_sight() -> Sight:
                                    ORDER BY access.node))
                           FROM services_app_nodeaccess access
                           LEFT JOIN services_app_nodesync sync ON sync.node = access.node),
+                       (SELECT md5(string_agg(concat_ws('|', id, state, jsonb_array_length(steps)), ';' ORDER BY id))
+                          FROM services_app_nodeoperation
+                         WHERE state = 'Running' OR ended_at > now() - interval '1 minute'),
                        (SELECT floor(extract(epoch FROM max(last_report_at)) / 10) FROM services_app_nodesync)
                 """
             )
-            revision, nodes, beat = cursor.fetchone()
+            revision, nodes, operations, beat = cursor.fetchone()
     finally:
         # This runs in a thread of its own, outside any request: nobody else would give the connection back.
         connection.close()
-    return Sight(revision=revision or 0, nodes=nodes or "", beat=int(beat or 0))
+    return Sight(revision=revision or 0, nodes=nodes or "", operations=operations or "", beat=int(beat or 0))
 
 
 class Pulse:
@@ -160,7 +164,8 @@ def pulse() -> Pulse:
 
 
 async def event_stream() -> AsyncIterator[bytes]:
-    """Server-sent events for one page: `hello` once, `services` and `nodes` when those changed, `alive` between."""
+    """Server-sent events for one page: `hello` once, then `services`, `nodes` and `operations` when those changed, and
+    `alive` between."""
     source = pulse()
     ends_at = time.monotonic() + CONNECTION_S
     async with source.listening():
@@ -173,7 +178,9 @@ async def event_stream() -> AsyncIterator[bytes]:
                 if source.is_fresh:
                     yield b"event: alive\ndata:\n\n"
                 continue
-            if seen is not None and (wait_s := sent_at + QUIET_S - time.monotonic()) > 0:
+            # Steps of an operation come one by one, and somebody waits for them: they are not held back.
+            in_burst = seen is not None and seen.operations == now.operations
+            if in_burst and (wait_s := sent_at + QUIET_S - time.monotonic()) > 0:
                 await asyncio.sleep(wait_s)
                 now = source.sight or now
             yield _events(seen, now)
@@ -184,6 +191,8 @@ def _events(seen: Sight | None, now: Sight) -> bytes:
     if seen is None:
         return f"event: hello\ndata: {now.revision}\n\n".encode()
     names = ["nodes"]
+    if seen.operations != now.operations:
+        names.append("operations")
     if (seen.revision, seen.nodes) != (now.revision, now.nodes):
         names.append("services")
     return "".join(f"event: {name}\ndata: {now.revision}\n\n" for name in names).encode()

@@ -105,6 +105,38 @@ class NodesView:
         return sum(1 for report in self.reports if report.state == LIVE)
 
 
+def read_lag() -> Lag:
+    """The newest revisions that concern nodes. One query."""
+    newest = list(
+        Change.objects.filter(owner__isnull=False)
+        .order_by("-revision")
+        .values_list("revision", flat=True)[: LAG_DEPTH + 1]
+    )
+    return Lag(revisions=newest[:LAG_DEPTH][::-1], truncated=len(newest) > LAG_DEPTH)
+
+
+def report_of(access: NodeAccess, address: str | None, lag: Lag) -> NodeReport:
+    """What is known of an enrolled node. address: of its Node object. No query when `sync` was selected with it."""
+    sync = getattr(access, "sync", None)
+    address = address or access.address
+    if sync is None:
+        return NodeReport(name=access.node, address=address, state=PENDING)
+    return NodeReport(
+        name=access.node,
+        address=address,
+        state=sync.state,
+        reason=sync.reason,
+        message=sync.message,
+        applied_revision=sync.applied_revision,
+        rejected=sync.rejected,
+        problems=sync.problems,
+        agent_version=sync.agent_version,
+        last_report_at=sync.last_report_at,
+        last_apply_ms=sync.last_apply_ms,
+        behind=lag.between(sync.applied_revision, lag.newest),
+    )
+
+
 def read_nodes() -> NodesView:
     """All nodes with what they last reported. Four queries, whatever their number."""
     revision = ControlPlane.objects.values_list("revision", flat=True).first() or 0
@@ -116,36 +148,8 @@ def read_nodes() -> NodesView:
         )
     )  # fmt: skip
     addresses = dict(Node.objects.values_list("name", "address"))
-    newest = list(
-        Change.objects.filter(owner__isnull=False)
-        .order_by("-revision")
-        .values_list("revision", flat=True)[: LAG_DEPTH + 1]
-    )
-    lag = Lag(revisions=newest[:LAG_DEPTH][::-1], truncated=len(newest) > LAG_DEPTH)
-
-    reports = []
-    for access in accesses:
-        sync = getattr(access, "sync", None)
-        address = addresses.pop(access.node, None) or access.address
-        if sync is None:
-            reports.append(NodeReport(name=access.node, address=address, state=PENDING))
-            continue
-        reports.append(
-            NodeReport(
-                name=access.node,
-                address=address,
-                state=sync.state,
-                reason=sync.reason,
-                message=sync.message,
-                applied_revision=sync.applied_revision,
-                rejected=sync.rejected,
-                problems=sync.problems,
-                agent_version=sync.agent_version,
-                last_report_at=sync.last_report_at,
-                last_apply_ms=sync.last_apply_ms,
-                behind=lag.between(sync.applied_revision, lag.newest),
-            )
-        )
+    lag = read_lag()
+    reports = [report_of(access, addresses.pop(access.node, None), lag) for access in accesses]
     reports += [NodeReport(name=name, address=address or "", state=NOT_ENROLLED) for name, address in addresses.items()]
     counts: dict[str, int] = {}
     for report in reports:

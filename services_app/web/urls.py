@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from services_app.web import views
+from services_app.web import enrolment, nodes, views
 
 app_name = "web"
 
@@ -11,6 +11,14 @@ urlpatterns = [
     path("", RedirectView.as_view(pattern_name="web:overview"), name="root"),
     path("ui/", views.overview, name="overview"),
     path("ui/services/<str:namespace>/<str:name>/", views.service, name="service"),
+    path("ui/nodes/", nodes.nodes, name="nodes"),
+    path("ui/nodes/<str:name>/", nodes.node, name="node"),
+    path("ui/nodes/<str:name>/host-key/", nodes.host_key, name="node-host-key"),
+    path("ui/nodes/<str:name>/push/", nodes.push_again, name="node-push"),
+    path("ui/nodes/<str:name>/remove/", nodes.remove, name="node-remove"),
+    path("ui/enrolment/", enrolment.enrol, name="enrol"),
+    path("ui/enrolment/run/", enrolment.run, name="enrol-run"),
+    path("ui/operations/<uuid:pk>/", enrolment.operation, name="operation"),
     path("ui/events", views.events, name="events"),
     path("ui/login/", views.Login.as_view(), name="login"),
     path("ui/logout/", views.Logout.as_view(), name="logout"),

@@ -52,8 +52,8 @@ def guarded(view: View) -> View:
     return with_headers
 
 
-def page(view: View) -> View:
-    """A page for logged-in users; a fragment asked for without a login sends the whole page to the login form."""
+def logged_in(view: View) -> View:
+    """The view for logged-in users; a fragment asked for without a login sends the whole page to the login form."""
 
     @wraps(view)
     def for_users(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -65,7 +65,12 @@ def page(view: View) -> View:
             return HttpResponseClientRedirect(f"{reverse('web:login')}?{urlencode({'next': back})}")
         return redirect_to_login(request.get_full_path(), login_url=reverse("web:login"))
 
-    return require_safe(guarded(for_users))
+    return for_users
+
+
+def page(view: View) -> View:
+    """A page for logged-in users that only shows."""
+    return require_safe(guarded(logged_in(view)))
 
 
 @page

@@ -4,7 +4,7 @@
   "use strict";
   const SILENCE_MS = 12000; // the server speaks at least every 5 s
   const RETRY_MS = 2000;
-  const FRAGMENTS = ["timonel:services", "timonel:nodes"];
+  const FRAGMENTS = ["timonel:services", "timonel:nodes", "timonel:operations"];
   const body = document.body;
   let source = null;
   let silence = 0;
@@ -57,6 +57,7 @@
     source.addEventListener("hello", function () { heard(); renew(FRAGMENTS); });
     source.addEventListener("services", function () { heard(); renew(["timonel:services"]); });
     source.addEventListener("nodes", function () { heard(); renew(["timonel:nodes"]); });
+    source.addEventListener("operations", function () { heard(); renew(["timonel:operations"]); });
     source.addEventListener("alive", heard);
     source.addEventListener("signed-out", function () {
       disconnect();

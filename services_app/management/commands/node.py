@@ -8,7 +8,7 @@ import paramiko
 from django.core.management import BaseCommand, CommandError, CommandParser
 
 from services_app.models import NodeAccess
-from services_app.push import enroll, snapshot
+from services_app.push import enroll, operations, snapshot
 from services_app.push.errors import NodeError
 from services_app.spec.errors import ApiError
 
@@ -65,7 +65,8 @@ class Command(BaseCommand):
                 return shown == options["fingerprint"]
             return input("Is this the host's key? Type yes to go on: ").strip().lower() == "yes"
 
-        for step in enroll.enroll(host, confirm, by=getpass.getuser()):
+        operation = operations.enrolment(host, by=_person())
+        for step in operations.recorded(operation, lambda: enroll.enroll(host, confirm, by=operation.by)):
             self.stdout.write(f"  {step.text}")
         self.stdout.write(self.style.SUCCESS(f"{host.name} is enrolled"))
 
@@ -84,15 +85,20 @@ class Command(BaseCommand):
 
     def _remove(self, **options: Any) -> None:
         if options["forget"]:
-            enroll.forget(options["name"])
+            operations.forget(options["name"], by=_person())
             self.stdout.write(f"node {options['name']} forgotten; what it holds on its host stays there")
             return
-        for step in enroll.remove(options["name"]):
+        for step in operations.removal(options["name"], by=_person()):
             self.stdout.write(f"  {step.text}")
 
     def _confirm_key(self, **options: Any) -> None:
-        enroll.confirm_key(options["name"], options["fingerprint"])
+        operations.confirm_key(options["name"], options["fingerprint"], by=_person())
         self.stdout.write(f"the host key of {options['name']} is confirmed")
+
+
+def _person() -> str:
+    """Who types this, as the records call him: no user of the dashboard has a name with a space."""
+    return f"{getpass.getuser()} (command line)"
 
 
 def _read_key(path: str) -> paramiko.PKey:
