@@ -8,11 +8,13 @@ import json
 import logging
 import logging.handlers
 import os
+import pwd
 import shutil
+import signal
 import sys
 from pathlib import Path
 
-from agents import host, upgrade
+from agents import host, process, upgrade
 from agents.errors import AgentError
 from agents.lock import Lock
 from agents.node import DIRECTORY, PROGRAM, RUN_DIRECTORY, Node
@@ -92,28 +94,128 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _cleanup(options: argparse.Namespace) -> None:
+    """Each line printed is something that was undone, or that stays.
+
+    First what is in force, and only when that is gone the files without which it could not be tried again.
+    """
     lock = Lock(DIRECTORY / "lock")
     Node().cleanup()
-    for path in (UNIT, SUDO_RULE, PROGRAM):
+    _end_servers()
+    _require_nothing_in_force()
+    _say("rules, addresses and routes are taken back, the name servers have ended")
+    if UNIT.exists():
+        _remove_unit()
+        _say("the systemd unit timonel-agent is gone")
+    logins = _logins()
+    for path in (SUDO_RULE, PROGRAM):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         PROGRAM.parent.rmdir()
     shutil.rmtree(DIRECTORY, ignore_errors=True)
     shutil.rmtree(RUN_DIRECTORY, ignore_errors=True)
-    _forget_key()
+    for path in (SUDO_RULE, PROGRAM, DIRECTORY, RUN_DIRECTORY):
+        if path.exists():
+            _say(f"{path} stays: it cannot be deleted")
+    _say("the agent and its files are gone")
+    for login in logins:
+        _forget_key(login)
     del lock
 
 
-def _forget_key() -> None:
-    """Take the control plane's key out of the login's authorized_keys."""
-    path = Path(f"~{os.environ.get('SUDO_USER', 'root')}").expanduser() / ".ssh" / "authorized_keys"
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _end_servers() -> None:
+    """End the name servers that run with our files, even if their pid files are lost."""
+    ours = str(DIRECTORY / "dns").encode() + b"/"
+    here = os.readlink("/proc/self/ns/pid")
+    for entry in Path("/proc").iterdir():
+        try:
+            number = int(entry.name)
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            # A container's processes are seen from here as well, and may be those of a node of its own.
+            if any(word.startswith(ours) for word in words[1:]) and os.readlink(entry / "ns/pid") == here:
+                os.kill(number, signal.SIGKILL)
+        except (ValueError, OSError):
+            continue
+
+
+def _require_nothing_in_force() -> None:
+    """Raises AgentError HostFailed, naming what could not be taken back."""
+    left = []
+    if process.find("nft") is not None:
+        tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
+        left += [line for line in tables if line.split()[-1:] == ["timonel"]]
+    for family in ("-4", "-6"):
+        routes = process.run(["ip", family, "route", "show", "proto", host.ROUTE_PROTOCOL]).stdout.splitlines()
+        left += [f"route {line.strip()}" for line in routes]
+    if left:
+        raise AgentError("HostFailed", f"cannot take back {', '.join(left)}; nothing else was removed, try again")
+
+
+def _remove_unit() -> None:
+    running = Path("/run/systemd/system").is_dir() and process.find("systemctl") is not None
+    if running:
+        process.run(["systemctl", "disable", "--quiet", "--now", UNIT.name], timeout_s=30)
+    UNIT.unlink(missing_ok=True)
+    (UNIT.parent / "multi-user.target.wants" / UNIT.name).unlink(missing_ok=True)
+    if running:
+        process.run(["systemctl", "daemon-reload"], timeout_s=30)
+
+
+def _logins() -> list[str]:
+    """Who the control plane may have logged in as: a second enrolment may have been by another login than the first."""
+    found = {"root", os.environ.get("SUDO_USER", "root")}
+    with contextlib.suppress(OSError):
+        found |= {line.split()[0] for line in SUDO_RULE.read_text().splitlines() if line.split()}
+    return sorted(found)
+
+
+def _forget_key(login: str) -> None:
+    """Take the control plane's key out of a login's authorized_keys.
+
+    As that login: in its own directory it could have put a link to any file in the place of this one.
+    """
+    groups = os.getgroups()
     try:
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not line.rstrip().endswith(KEY_COMMENT)]
-        if kept != lines:
-            path.write_text("".join(kept))
+        entry = pwd.getpwnam(login)
+        directory = Path(entry.pw_dir) / ".ssh"
+        os.setgroups(os.getgrouplist(login, entry.pw_gid))
+        os.setegid(entry.pw_gid)
+        os.seteuid(entry.pw_uid)
+        if _drop_lines(directory / "authorized_keys"):
+            _say(f"the control plane's key of {login} is gone")
+    except KeyError:
+        pass  # the login itself is gone
     except OSError as err:
-        print(f"the control plane's key stays in {path}: {err}", file=sys.stderr)
+        _say(f"the control plane's key of {login} stays: {err.strerror} ({err.filename})")
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def _drop_lines(path: Path) -> bool:
+    """Whether the file had lines of the control plane. A file that holds nothing else goes, and an empty directory."""
+    try:
+        lines = path.read_text(errors="surrogateescape").splitlines(keepends=True)
+    except FileNotFoundError:
+        return False
+    kept = [line for line in lines if not line.rstrip().endswith(KEY_COMMENT)]
+    if kept == lines:
+        return False
+    if kept:
+        path = path.resolve()
+        new = path.with_name(path.name + ".timonel")
+        new.write_text("".join(kept), errors="surrogateescape")
+        new.chmod(path.stat().st_mode & 0o777)
+        os.replace(new, path)
+    else:
+        path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+    return True
 
 
 def _log_to_file() -> None:

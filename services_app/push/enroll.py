@@ -5,6 +5,7 @@ host has what a node needs; 5. let the control plane's own key in; 6. a sudo rul
 rules at boot where systemd runs; 8. claim the agent for this control plane; 9. write the records; 10. first push.
 """
 
+import contextlib
 import json
 import shlex
 from collections.abc import Callable, Iterator
@@ -54,7 +55,7 @@ class Host:
     user: str = "root"
     key: paramiko.PKey | None = field(default=None, repr=False)
     password: str | None = field(default=None, repr=False)
-    node_ip: str = ""
+    node_ip: str = ""  # as kubelet's --node-ip: an address, or one of each family with a comma between
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
     Raises NodeError with what is in the way; no records are written then, and what was placed on the host is harmless.
     """
     judge(host)
-    node_ip = host.node_ip or _node_ip(host)
+    node_ips = _node_ips(host)
     shown = ssh.host_key(host.name, host.address, host.port)
     print_of = fingerprint(shown)
     yield Step(f"{host.address} port {host.port} shows the host key {print_of}", f"log in as {host.user}")
@@ -83,53 +84,60 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
             "(ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)",
         )
     with _log_in(host, shown) as connection:
-        root = "" if host.user == "root" else "sudo -n "
         yield Step(f"logged in as {host.user}", "place the agent")
-        _require(
-            connection, f"{root}true", "SudoRefused", f"{host.user} may not use sudo without a password on {host.name}"
-        )
-        _require(
-            connection,
-            "/usr/bin/env python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'",
-            "PythonMissing",
-            f"{host.name} needs Python 3.9 or newer as python3",
-        )
-        version = _place_agent(connection, root)
-        yield Step(f"placed agent {version} at {AGENT}", "look whether the host has what a node needs")
-        _preflight(connection, root, host.name)
-        yield Step("the host has what a node needs", "let the control plane's key in")
-        public = " ".join(own_key().public.split()[:2])
-        _authorize(connection, public)
-        yield Step("the control plane's key may log in", "claim the agent for this control plane")
-        if root:
-            _write_sudo_rule(connection, host.user)
-            yield Step(f"sudo rule for {host.user} written", "claim the agent for this control plane")
-        if _install_unit(connection, root):
-            yield Step(
-                "rules will be restored at boot (systemd unit timonel-agent)", "claim the agent for this control plane"
-            )
-        cluster = _cluster_uid()
-        _require(
-            connection,
-            f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(cluster)} --signer {shlex.quote(public)}",
-            "AgentFailed",
-            "adopt failed",
-        )
+        root = "" if host.user == "root" else "sudo -n "
+        was_there = connection.run(f"test -e {AGENT}").code == 0
+        try:
+            yield from _equip(connection, host, root)
+        except NodeError:
+            if not was_there:
+                # The host is no node: it keeps nothing of ours. An agent that does not even run cannot clean up.
+                cleanup = f"/usr/bin/env python3 {AGENT} cleanup || rm -rf {AGENT.rpartition('/')[0]}"
+                with contextlib.suppress(NodeError):
+                    connection.run(f"{root}sh -c {shlex.quote(cleanup)}")
+            raise
     yield Step("the agent belongs to this control plane", "record the node")
-    _write_records(host, node_ip, to_line(shown), by)
-    yield Step(f"node {host.name} ({node_ip}) recorded", "request the first push")
+    _write_records(host, node_ips, to_line(shown), by)
+    yield Step(f"node {host.name} ({', '.join(node_ips)}) recorded", "request the first push")
     store.adopt_pods(host.name, actor=store.Actor(by))
     wake.request_wake()
     yield Step("first push requested")
 
 
+def _equip(connection: ssh.Connection, host: Host, root: str) -> Iterator[Step]:
+    """Make the host an agent's, ready for the control plane's own login. root: what goes before a command for root."""
+    _require(
+        connection, f"{root}true", "SudoRefused", f"{host.user} may not use sudo without a password on {host.name}"
+    )
+    _require(
+        connection,
+        "/usr/bin/env python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'",
+        "PythonMissing",
+        f"{host.name} needs Python 3.9 or newer as python3",
+    )
+    version = _place_agent(connection, root)
+    yield Step(f"placed agent {version} at {AGENT}", "look whether the host has what a node needs")
+    _preflight(connection, root, host.name)
+    yield Step("the host has what a node needs", "let the control plane's key in")
+    public = " ".join(own_key().public.split()[:2])
+    _authorize(connection, public)
+    yield Step("the control plane's key may log in", "write the sudo rule" if root else "see to the start at boot")
+    if root:
+        _write_sudo_rule(connection, host.user)
+        yield Step(f"sudo rule for {host.user} written", "see to the start at boot")
+    if _install_unit(connection, root):
+        yield Step("rules will be restored at boot (systemd unit timonel-agent)", "claim the agent")
+    _require(
+        connection,
+        f"{root}/usr/bin/env python3 {AGENT} adopt {shlex.quote(_cluster_uid())} --signer {shlex.quote(public)}",
+        "AgentFailed",
+        "adopt failed",
+    )
+
+
 def judge(host: Host) -> None:
     """Refuse, before anything is touched, what could not be recorded in the end. Raises NodeError, Invalid."""
-    node_ip = host.node_ip or _node_ip(host)
-    try:
-        ip_address(node_ip)
-    except ValueError as err:
-        raise NodeError("AddressUnknown", f"{node_ip!r} is no address a node can have") from err
+    _node_ips(host)
     other = NodeAccess.objects.filter(address=host.address, port=host.port).exclude(node=host.name).first()
     if other is not None:
         raise NodeError(
@@ -242,18 +250,28 @@ def _cluster_uid() -> str:
     return str(ControlPlane.objects.values_list("uid", flat=True).get(id=1))
 
 
-def _node_ip(host: Host) -> str:
+def _node_ips(host: Host) -> list[str]:
+    """The node's own addresses, its main one first. Raises NodeError."""
+    texts = [part.strip() for part in (host.node_ip or host.address).split(",")]
     try:
-        return str(ip_address(host.address))
+        addresses = [ip_address(text) for text in texts]
     except ValueError as err:
+        if not host.node_ip:
+            raise NodeError(
+                "AddressUnknown", f"{host.address} is a name: say the node's own address with --node-ip"
+            ) from err
+        raise NodeError("AddressUnknown", f"cannot read --node-ip {host.node_ip!r}: {err}") from err
+    if len({address.version for address in addresses}) != len(addresses):
         raise NodeError(
-            "AddressUnknown", f"{host.address} is a name: say the node's own address with --node-ip"
-        ) from err
+            "AddressUnknown", f"--node-ip {host.node_ip!r} has two addresses of one family; give one of each"
+        )
+    return [str(address) for address in addresses]
 
 
-def _write_records(host: Host, node_ip: str, host_key: str, by: str) -> None:
+def _write_records(host: Host, node_ips: list[str], host_key: str, by: str) -> None:
     labels, actor = _labels(host), store.Actor(by)
-    addresses = [{"type": "InternalIP", "address": node_ip}, {"type": "Hostname", "address": host.name}]
+    addresses = [{"type": "InternalIP", "address": address} for address in node_ips]
+    addresses.append({"type": "Hostname", "address": host.name})
     try:
         store.get(kinds.NODE, "", host.name)
     except NotFound:
@@ -322,7 +340,7 @@ def remove(name: str, *, by: str) -> Iterator[Step]:
         except BaseException:
             _hold_pushes(name, timedelta())
             raise
-        yield Step("the node is as it was before its enrolment", "drop the records")
+        yield Step("the host is clean", "drop the records")
     forget(name, by=by)
     yield Step(f"node {name} forgotten")
 

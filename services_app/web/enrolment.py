@@ -38,7 +38,7 @@ class HostForm(forms.Form):
     address = forms.RegexField(r"^[A-Za-z0-9._:%-]+$", max_length=253)
     port = forms.IntegerField(min_value=1, max_value=65535, initial=22)
     user = forms.RegexField(f"^{LOGIN}$", max_length=64, initial="root")
-    node_ip = forms.GenericIPAddressField(required=False)
+    node_ip = forms.CharField(max_length=100, required=False)
     zone = forms.CharField(max_length=63, required=False)
     labels = forms.CharField(max_length=20_000, required=False)
 
@@ -63,7 +63,7 @@ class HostForm(forms.Form):
         try:
             enroll.judge(self.host())
         except NodeError as err:
-            self.add_error("node_ip" if err.reason == "AddressUnknown" else "address", _AS_FIELD_ERROR[err.reason])
+            self.add_error(*_AS_FIELD_ERROR[err.reason, bool(cleaned["node_ip"])])
         except Invalid as err:
             for error in err.errors:
                 self.add_error(self._field_of(error.field, error.value), str(error))
@@ -89,9 +89,15 @@ class HostForm(forms.Form):
         )
 
 
+_NAME_ONLY = "The host is given by name: say the node's own address, which its packets come from."
+_NO_ADDRESS = "An address, or one of each family with a comma between."
+_TAKEN = "Another node is enrolled at this address and port. A host is one node: remove that one first."
+# (reason, whether a node address was given) -> field, sentence
 _AS_FIELD_ERROR = {
-    "AddressUnknown": "The host is given by name: say the node's own address, which its packets come from.",
-    "HostIsNode": "Another node is enrolled at this address and port. A host is one node: remove that one first.",
+    ("AddressUnknown", False): ("node_ip", _NAME_ONLY),
+    ("AddressUnknown", True): ("node_ip", _NO_ADDRESS),
+    ("HostIsNode", False): ("address", _TAKEN),
+    ("HostIsNode", True): ("address", _TAKEN),
 }
 
 

@@ -1,26 +1,24 @@
-"""Django's admin: every table to look at, API tokens to issue and revoke, users from Django itself.
-
-API objects, the log, claims and what nodes report are read-only here: the store, the log and the pushers write them.
-"""
+"""The tables that are no API objects: the log, claims and what nodes report to look at, API tokens to issue and revoke."""
 
 import json
-from typing import Any, ClassVar
+from typing import Any
+from urllib.parse import urlencode
 
-from django.contrib import admin, messages
+from django import forms
+from django.contrib import admin
 from django.core.paginator import Paginator
 from django.db import connection
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 
 from services_app import models
 from services_app.spec import kinds
-
-admin.site.site_header = "Timonel"
-admin.site.site_title = "Timonel"
-admin.site.index_title = "Tables"
-admin.site.site_url = "/ui/"
+from services_app.store.columns import MODELS as OBJECTS
 
 
 class RoughPaginator(Paginator):
@@ -57,6 +55,28 @@ class ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
 
+def is_list(request: HttpRequest) -> bool:
+    """Whether a request is for the table and not for one row."""
+    match = request.resolver_match
+    return bool(match and (match.url_name or "").endswith("_changelist"))
+
+
+def link(url: str, text: object) -> str:
+    """A link for a cell."""
+    return format_html('<a href="{}">{}</a>', url, text)
+
+
+def list_of(model: type[Model], **columns: object) -> str:
+    """The path of a table, narrowed to the rows with these values."""
+    path = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_changelist")
+    return f"{path}?{urlencode(columns)}" if columns else path
+
+
+def node_link(name: str) -> str:
+    """To a node's page in the dashboard."""
+    return link(reverse("web:node", args=[name]), name) if name else "–"
+
+
 def _indented(text: str | None) -> str:
     """JSON text, indented and escaped for a page; a dash for none."""
     if not text:
@@ -66,99 +86,6 @@ def _indented(text: str | None) -> str:
     except ValueError:
         pass  # a broken document is shown as it is: here is where one would look for it
     return format_html("<pre>{}</pre>", text)
-
-
-class ApiObjectAdmin(ReadOnly):
-    """Objects of the API, as the store wrote them."""
-
-    columns: ClassVar[tuple[str, ...]] = ()
-    search_fields: ClassVar[tuple[str, ...]] = ("=namespace", "name")
-    search_help_text = "A part of the name, or a whole namespace."
-    date_hierarchy = None
-
-    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
-        return ("name", "namespace", *self.columns, "revision", "created_at")
-
-    def get_fields(self, request: HttpRequest, obj: Model | None = None) -> Any:
-        names = [field.name for field in self.model._meta.fields]
-        return ["indented" if name == "document" else name for name in names]
-
-    def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
-        return ("indented",)
-
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        rows = super().get_queryset(request)
-        match = request.resolver_match
-        return rows.defer("document") if match and (match.url_name or "").endswith("_changelist") else rows
-
-    @admin.display(description="Document")
-    def indented(self, obj: models.ApiObject) -> str:
-        return _indented(obj.document)
-
-
-@admin.register(models.Namespace)
-class NamespaceAdmin(ApiObjectAdmin):
-    """Namespaces."""
-
-    search_fields = ("name",)
-    search_help_text = "A part of the name."
-
-    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
-        return ("name", "revision", "created_at")
-
-
-@admin.register(models.Service)
-class ServiceAdmin(ApiObjectAdmin):
-    """Services."""
-
-    columns = ("type", "cluster_ip", "programmed", "changed_revision")
-    list_filter = ("type", "programmed")
-    search_fields = ("=namespace", "name", "cluster_ip__startswith")
-    search_help_text = "A part of the name, a whole namespace, or how the cluster IP begins."
-
-
-@admin.register(models.Endpoints)
-class EndpointsAdmin(ApiObjectAdmin):
-    """Endpoints."""
-
-
-@admin.register(models.EndpointSlice)
-class EndpointSliceAdmin(ApiObjectAdmin):
-    """EndpointSlices."""
-
-    columns = ("service_name", "managed_by")
-    search_fields = ("=namespace", "name", "=service_name")
-
-
-@admin.register(models.Pod)
-class PodAdmin(ApiObjectAdmin):
-    """Pods."""
-
-    columns = ("node_name", "pod_ip", "ready")
-    list_filter = ("ready",)
-    search_fields = ("=namespace", "name", "=node_name", "pod_ip__startswith")
-    search_help_text = "A part of the name, a whole namespace or node name, or how the address begins."
-
-
-@admin.register(models.Node)
-class NodeAdmin(ApiObjectAdmin):
-    """Nodes."""
-
-    search_fields = ("name", "address__startswith")
-    search_help_text = "A part of the name, or how the address begins."
-
-    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
-        return ("name", "address", "revision", "created_at")
-
-
-@admin.register(models.Event)
-class EventAdmin(ApiObjectAdmin):
-    """Events."""
-
-    columns = ("type", "reason", "involved_kind", "involved_name")
-    list_filter = ("type",)
-    search_fields = ("=namespace", "name", "involved_name", "=reason")
-    ordering = ("-created_at",)
 
 
 class KindFilter(admin.SimpleListFilter):
@@ -178,7 +105,7 @@ class KindFilter(admin.SimpleListFilter):
 class ChangeAdmin(ReadOnly):
     """The log: who wrote what, when."""
 
-    list_display = ("revision", "at", "verb", "kind", "namespace", "name", "owner", "user")
+    list_display = ("revision", "at", "verb", "kind", "namespace", "object_name", "owner", "user")
     list_filter = ("verb", KindFilter)
     search_fields = ("=namespace", "name", "=user", "=request_id")
     search_help_text = "A part of the name, or a whole namespace, user or request id."
@@ -190,8 +117,12 @@ class ChangeAdmin(ReadOnly):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request)
-        match = request.resolver_match
-        return rows.defer("document", "previous") if match and (match.url_name or "").endswith("_changelist") else rows
+        return rows.defer("document", "previous") if is_list(request) else rows
+
+    @admin.display(description="name", ordering="name")
+    def object_name(self, obj: models.Change) -> str:
+        model = OBJECTS.get(obj.kind)
+        return link(list_of(model, namespace=obj.namespace, name=obj.name), obj.name) if model else obj.name
 
     @admin.display(description="Document")
     def after(self, obj: models.Change) -> str:
@@ -209,22 +140,31 @@ class ControlPlaneAdmin(ReadOnly):
     list_display = ("uid", "revision", "compacted_revision")
 
 
+class OfService(ReadOnly):
+    """Rows that belong to a Service, whose document is not read for a name."""
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("service").defer("service__document")
+
+    @admin.display(description="service", ordering="service__name")
+    def service_name(self, obj: Any) -> str:
+        return link(reverse("admin:services_app_service_change", args=[obj.service_id]), obj.service)
+
+
 @admin.register(models.ClusterIPClaim)
-class ClusterIPClaimAdmin(ReadOnly):
+class ClusterIPClaimAdmin(OfService):
     """Cluster IPs in use."""
 
-    list_display = ("address", "service")
-    list_select_related = ("service",)
+    list_display = ("address", "service_name")
     search_fields = ("address__startswith", "service__name")
     ordering = ("address",)
 
 
 @admin.register(models.NodePortClaim)
-class NodePortClaimAdmin(ReadOnly):
+class NodePortClaimAdmin(OfService):
     """Node ports in use."""
 
-    list_display = ("port", "service")
-    list_select_related = ("service",)
+    list_display = ("port", "service_name")
     search_fields = ("=port", "service__name")
     ordering = ("port",)
 
@@ -257,11 +197,10 @@ class RepairFindingAdmin(ReadOnly):
 
 
 @admin.register(models.EndpointGroup)
-class EndpointGroupAdmin(ReadOnly):
+class EndpointGroupAdmin(OfService):
     """The numbers by which nodes know Service ports."""
 
-    list_display = ("id", "service", "port", "policy")
-    list_select_related = ("service",)
+    list_display = ("id", "service_name", "port", "policy")
     list_filter = ("policy",)
     search_fields = ("=id", "service__name")
 
@@ -276,21 +215,39 @@ class SshKeyAdmin(ReadOnly):
 
 @admin.register(models.NodeAccess)
 class NodeAccessAdmin(ReadOnly):
-    """How enrolled nodes are reached. Enrolling is `timonel node enroll`: it shows the host key to confirm."""
+    """How enrolled nodes are reached. Enrolling is for the dashboard and `timonel node enroll`: they show the host key."""
 
-    list_display = ("node", "address", "port", "user", "enrolled_at", "enrolled_by")
+    list_display = ("node", "page", "address", "port", "user", "enrolled_at", "enrolled_by")
     search_fields = ("node", "address__startswith")
+    list_filter = ("user",)
     ordering = ("node",)
+
+    @admin.display(description="page")
+    def page(self, obj: models.NodeAccess) -> str:
+        return node_link(obj.node)
 
 
 @admin.register(models.NodeSync)
 class NodeSyncAdmin(ReadOnly):
     """What nodes last reported."""
 
-    list_display = ("node_id", "state", "reason", "applied_revision", "last_report_at", "agent_version", "failures")
+    list_display = (
+        "node_id",
+        "page",
+        "state",
+        "reason",
+        "applied_revision",
+        "last_report_at",
+        "agent_version",
+        "failures",
+    )
     list_filter = ("state",)
     search_fields = ("node__node", "=reason")
     ordering = ("node",)
+
+    @admin.display(description="page")
+    def page(self, obj: models.NodeSync) -> str:
+        return node_link(obj.node_id)
 
 
 @admin.register(models.NodeOperation)
@@ -303,18 +260,39 @@ class NodeOperationAdmin(ReadOnly):
     search_help_text = "A part of the node's name, or a whole user or reason."
 
 
+class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A token to issue."""
+
+    class Meta:
+        model = models.ApiToken
+        fields = ("name", "user", "expires_at")
+
+    def clean_expires_at(self) -> Any:
+        expires_at = self.cleaned_data["expires_at"]
+        if expires_at is not None and expires_at <= timezone.now():
+            raise forms.ValidationError("This moment is past: the token would never be valid.")
+        return expires_at
+
+
 @admin.register(models.ApiToken)
 class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """API tokens: add one to issue it, delete it to revoke it; what was issued does not change."""
 
-    list_display = ("name", "user", "created_at", "expires_at")
+    form = TokenForm
+    list_display = ("name", "user", "created_at", "expires_at", "is_valid")
     list_select_related = ("user",)
     search_fields = ("name", "=user__username")
+    search_help_text = "A part of the name, or a whole user."
     fields = ("name", "user", "expires_at")
+    ordering = ("-created_at",)
     show_full_result_count = False
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
+
+    @admin.display(description="valid", boolean=True)
+    def is_valid(self, obj: models.ApiToken) -> bool:
+        return obj.user.is_active and (obj.expires_at is None or obj.expires_at > timezone.now())
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
         # A token acts as its user: only a superuser may issue one for somebody else.
@@ -326,9 +304,18 @@ class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             options["initial"] = request.user.pk
         return super().formfield_for_foreignkey(db_field, request, **options)
 
-    def save_model(self, request: HttpRequest, obj: models.ApiToken, form: Any, change: bool) -> None:
-        plain = models.ApiToken.issue(obj.user, obj.name, obj.expires_at)
-        obj.pk = models.ApiToken.objects.values_list("pk", flat=True).get(digest=models.ApiToken.digest_of(plain))
-        messages.warning(
-            request, format_html("The token, shown this once: <code>{}</code> Keep it where secrets are kept.", plain)
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        obj.plain = models.ApiToken.issue(obj.user, obj.name, obj.expires_at)
+        obj.pk = models.ApiToken.objects.values_list("pk", flat=True).get(digest=models.ApiToken.digest_of(obj.plain))
+
+    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
+        # In the answer itself: a message after a redirect would be kept in a cookie meanwhile.
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "API token issued",
+            "opts": self.opts,
+            "token": obj,
+        }
+        return TemplateResponse(
+            request, "admin/services_app/token_issued.html", context, headers={"Cache-Control": "no-store"}
         )

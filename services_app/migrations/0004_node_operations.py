@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('services_app', '0001_first_tables'),
+        ('services_app', '0003_store_repair_findings'),
     ]
 
     operations = [
