@@ -101,6 +101,14 @@ def parse(body: bytes, content_type: str) -> Any:
         raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
 
 
+def parse_documents(text: str) -> list[Any]:
+    """The values of a YAML text, which may hold several documents; empty ones are passed over. Raises BadRequest."""
+    try:
+        return [value for value in yaml.load_all(text, Loader=_YamlLoader) if value is not None]
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise BadRequest(f"error converting YAML to JSON: {err}") from err
+
+
 def _no_constant(text: str) -> Any:
     raise ValueError(f"invalid character in {text!r} looking for beginning of value")
 

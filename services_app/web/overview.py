@@ -3,29 +3,25 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from django.core.paginator import Page, Paginator
-from django.db.models import Count, Q, QuerySet
+from django.db.models import Count, Q
 
-from services_app.models import Change, ControlPlane, EndpointSlice, Namespace, Node, NodeAccess, Service
+from services_app.models import Change, ControlPlane, EndpointSlice, Node, NodeAccess, Service
 from services_app.web.liveness import (
     LIVE,
     NOT_ENROLLED,
     PENDING,
     SEVERITY,
-    Holding,
     Lag,
     Liveness,
     NodeReport,
-    holding_of,
     liveness_of,
     sort_nodes,
 )
 
-SERVICES_PER_PAGE = 50
 NODES_PER_PAGE = 10
-NUL = "\x00"  # PostgreSQL refuses a text that holds it, so nothing stored does
 LAG_DEPTH = 1000  # "behind by 1,000+" beyond this
 
 
@@ -51,6 +47,8 @@ class EndpointRow:
     terminating: bool
     node: str
     target: str  # "Pod web-1"; empty when written by hand
+    zone: str = ""
+    slice: str = ""  # the name of its EndpointSlice
 
     @property
     def state(self) -> str:
@@ -80,6 +78,7 @@ class ServiceRow:
     has_selector: bool
     programmed: bool | None
     changed_revision: int
+    created_at: datetime
     liveness: Liveness
 
     @property
@@ -162,99 +161,13 @@ def read_nodes() -> NodesView:
     )
 
 
-@dataclass(frozen=True)
-class ServiceFilter:
-    """What the user asked to see; every field may be empty."""
-
-    namespace: str = ""
-    text: str = ""
-    state: str = ""  # "" or "not-programmed"
-
-    def __bool__(self) -> bool:
-        return bool(self.namespace or self.text or self.state)
-
-    def queryset(self) -> QuerySet[Service]:
-        services = Service.objects.order_by("namespace", "name")
-        if NUL in self.namespace + self.text:
-            return services.none()
-        if self.namespace:
-            services = services.filter(namespace=self.namespace)
-        for word in self.text.split():
-            services = services.filter(
-                Q(name__icontains=word)
-                | Q(namespace__icontains=word)
-                | Q(cluster_ip__startswith=word)
-                | Q(type__iexact=word)
-            )
-        if self.state == "not-programmed":
-            services = services.filter(~Q(programmed=True) | Q(programmed__isnull=True))
-        return services
-
-
-@dataclass(frozen=True)
-class ServicesView:
-    """One page of Services."""
-
-    page: "Page[Service]"
-    rows: Sequence[ServiceRow]
-    namespaces: Sequence[str]
-
-
 def count_services() -> tuple[int, int]:
     """(all Services, those with Programmed = True)."""
     counts = Service.objects.aggregate(total=Count("pk"), programmed=Count("pk", filter=Q(programmed=True)))
     return counts["total"], counts["programmed"]
 
 
-def read_services(wanted: ServiceFilter, page_number: str | None, nodes: NodesView) -> ServicesView:
-    """One page of the Services that match. Four queries; only this page's documents are decoded."""
-    paginator = Paginator(wanted.queryset(), SERVICES_PER_PAGE)
-    page = paginator.get_page(page_number)
-    services = list(page.object_list)
-    slices = _slices_of(services)
-    enrolled = nodes.enrolled
-    rows = [
-        _row(service, slices.get((service.namespace, service.name), []), enrolled, nodes.lag) for service in services
-    ]
-    namespaces = list(Namespace.objects.order_by("name").values_list("name", flat=True)[:1000])
-    if wanted.namespace and wanted.namespace not in namespaces:
-        namespaces.append(wanted.namespace)
-    return ServicesView(page=page, rows=rows, namespaces=namespaces)
-
-
-@dataclass(frozen=True)
-class ServiceView:
-    """One Service with all its endpoints and every node."""
-
-    row: ServiceRow
-    holdings: Sequence[Holding]
-    conditions: Sequence[dict[str, Any]]
-    created_at: Any
-    revision: int
-    document: str  # indented JSON
-
-
-def read_service(namespace: str, name: str, nodes: NodesView) -> ServiceView | None:
-    """One Service in full, None when there is no such Service. Two queries."""
-    service = None if NUL in namespace + name else Service.objects.filter(namespace=namespace, name=name).first()
-    if service is None:
-        return None
-    enrolled = nodes.enrolled
-    row = _row(service, _slices_of([service]).get((namespace, name), []), enrolled, nodes.lag)
-    holdings = [holding_of(f"{namespace}/{name}", service.changed_revision, node, nodes.lag) for node in enrolled]
-    holdings.sort(key=lambda holding: (SEVERITY.index(holding.status), holding.node.name))
-    document = json.loads(service.document)
-    return ServiceView(
-        row=row,
-        holdings=holdings,
-        conditions=document.get("status", {}).get("conditions") or [],
-        created_at=service.created_at,
-        revision=service.revision,
-        document=json.dumps(document, indent=2, ensure_ascii=False),
-    )
-
-
-def _slices_of(services: Sequence[Service]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+def slices_of(services: Sequence[Service]) -> dict[tuple[str, str], list[dict[str, Any]]]:
     """(namespace, name) -> the Service's EndpointSlices, decoded. One query, by the index on both names."""
     if not services:
         return {}
@@ -271,7 +184,8 @@ def _slices_of(services: Sequence[Service]) -> dict[tuple[str, str], list[dict[s
     return found
 
 
-def _row(service: Service, slices: list[dict[str, Any]], enrolled: Sequence[NodeReport], lag: Lag) -> ServiceRow:
+def service_row(service: Service, slices: list[dict[str, Any]], enrolled: Sequence[NodeReport], lag: Lag) -> ServiceRow:
+    """One Service as a row. slices: its EndpointSlices, decoded. enrolled: the nodes that should hold it."""
     document = json.loads(service.document)
     spec = document.get("spec", {})
     balancer = document.get("status", {}).get("loadBalancer", {}).get("ingress") or []
@@ -293,6 +207,7 @@ def _row(service: Service, slices: list[dict[str, Any]], enrolled: Sequence[Node
         has_selector=bool(service.selector),
         programmed=service.programmed,
         changed_revision=service.changed_revision,
+        created_at=service.created_at,
         liveness=liveness_of(f"{service.namespace}/{service.name}", service.changed_revision, enrolled, lag),
     )
 
@@ -310,9 +225,13 @@ def _port(port: dict[str, Any]) -> PortRow:
 
 def _endpoints(slices: list[dict[str, Any]], family: str) -> list[EndpointRow]:
     """The endpoints of the Service's first address family, so that dual stack does not count a pod twice."""
-    same_family = [item for item in slices if item.get("addressType") == family]
+    return endpoint_rows([item for item in slices if item.get("addressType") == family] or slices)
+
+
+def endpoint_rows(slices: Sequence[dict[str, Any]]) -> list[EndpointRow]:
+    """Every endpoint of some EndpointSlices, in their order."""
     rows = []
-    for item in same_family or slices:
+    for item in slices:
         ports = ", ".join(str(port["port"]) for port in item.get("ports") or [] if port.get("port") is not None)
         for endpoint in item.get("endpoints") or []:
             conditions = endpoint.get("conditions") or {}
@@ -328,6 +247,8 @@ def _endpoints(slices: list[dict[str, Any]], family: str) -> list[EndpointRow]:
                     terminating=bool(conditions.get("terminating")),
                     node=endpoint.get("nodeName") or "",
                     target=f"{target.get('kind', '')} {target.get('name', '')}".strip(),
+                    zone=endpoint.get("zone") or "",
+                    slice=item["metadata"]["name"],
                 )
             )
     return rows

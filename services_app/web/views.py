@@ -1,5 +1,6 @@
 """The pages. Each view reads once and renders either the whole page or, for htmx, the fragment that is asked for."""
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
 from typing import Any
@@ -13,20 +14,17 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import reverse, reverse_lazy
 from django.utils.decorators import method_decorator
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
+from services_app import store
+from services_app.api import auth
+from services_app.spec import kinds
+from services_app.spec.kinds import Kind
 from services_app.web.live import event_stream
-from services_app.web.overview import (
-    NODES_PER_PAGE,
-    NodesView,
-    ServiceFilter,
-    count_services,
-    read_nodes,
-    read_service,
-    read_services,
-)
+from services_app.web.overview import NODES_PER_PAGE, NodesView, count_services, read_nodes
+from services_app.web.service_list import ServiceFilter, read_services
 
 # Nothing is loaded from elsewhere and nothing is written inline; data: images are the kit's small icons.
 CONTENT_SECURITY_POLICY = (
@@ -52,8 +50,18 @@ def guarded(view: View) -> View:
     return with_headers
 
 
+def page(view: View) -> View:
+    """A page for logged-in users that only reads."""
+    return require_safe(guarded(logged_in(view)))
+
+
+def form_page(view: View) -> View:
+    """A page for logged-in users that is also posted to; Django's middleware refuses forged posts."""
+    return require_http_methods(["GET", "HEAD", "POST"])(guarded(logged_in(view)))
+
+
 def logged_in(view: View) -> View:
-    """The view for logged-in users; a fragment asked for without a login sends the whole page to the login form."""
+    """The view for those who are logged in; anybody else is sent to the login form, from a fragment as well."""
 
     @wraps(view)
     def for_users(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -68,9 +76,24 @@ def logged_in(view: View) -> View:
     return for_users
 
 
-def page(view: View) -> View:
-    """A page for logged-in users that only shows."""
-    return require_safe(guarded(logged_in(view)))
+def may(request: HttpRequest, verb: str, kind: Kind, namespace: str) -> bool:
+    """Whether the one who asks may do this; the same answer as the API gives. Every page asks here."""
+    return auth.may(request.user, verb, kind, namespace)
+
+
+def forbidden(request: HttpRequest, what: str) -> HttpResponse:
+    """The page for somebody who is logged in and may not do this. what: as in "change Services in shop"."""
+    return render(request, "403.html", {"what": what}, status=403)
+
+
+def missing(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
+    """The page for a Service that is not there."""
+    return render(request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404)
+
+
+def actor_of(request: HttpRequest) -> store.Actor:
+    """Who writes, for the log."""
+    return store.Actor(request.user.get_username(), request.headers.get("X-Request-Id") or str(uuid.uuid4()))
 
 
 @page
@@ -84,34 +107,22 @@ def overview(request: HttpRequest) -> HttpResponse:
         context["services_total"], context["services_programmed"] = count_services()
     if target == "nodes":
         return render(request, "web/_nodes.html", context)
-    context |= _services_context(request, nodes)
+    context |= services_context(request, nodes)
     return render(request, "web/_services.html" if target == "services" else "web/overview.html", context)
 
 
-def _services_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
-    wanted = ServiceFilter(
-        namespace=request.GET.get("namespace", ""), text=request.GET.get("q", ""), state=request.GET.get("state", "")
-    )
-    return {"wanted": wanted, "services": read_services(wanted, request.GET.get("page"), nodes)}
+def services_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
+    """What the table of Services needs, wherever it stands."""
+    wanted = ServiceFilter.from_query(request.GET)
+    return {
+        "wanted": wanted,
+        "services": read_services(wanted, request.GET.get("page"), nodes),
+        "may_create": may(request, "create", kinds.SERVICE, wanted.namespace),
+    }
 
 
 def _nodes_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
     return {"nodes_page": Paginator(nodes.reports, NODES_PER_PAGE).get_page(request.GET.get("nodes_page"))}
-
-
-@page
-def service(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
-    """One Service: its ports, all endpoints, every node."""
-    nodes = read_nodes()
-    found = read_service(namespace, name, nodes)
-    context = {"service": found, "nodes": nodes, "namespace": namespace, "name": name}
-    if HtmxDetails(request).target == "service":
-        return render(request, "web/_service.html", context)  # says so when the Service is gone
-    if found is None:
-        return render(
-            request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404
-        )
-    return render(request, "web/service.html", context)
 
 
 @guarded
