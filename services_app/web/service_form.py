@@ -328,12 +328,13 @@ class _Writer:
             self.text("external_policy", "externalTrafficPolicy")
 
     def affinity(self) -> None:
-        if not self.changed("affinity", "affinity_timeout"):
+        stays = "ClientIP"
+        if not self.changed("affinity") and not (self.wanted.affinity == stays and self.changed("affinity_timeout")):
             return
         self.spec["sessionAffinity"] = self.wanted.affinity
         self.spec.pop("sessionAffinityConfig", None)
         path = "spec.sessionAffinityConfig.clientIP.timeoutSeconds"
-        if self.wanted.affinity != "ClientIP":
+        if self.wanted.affinity != stays:
             return
         if (timeout_s := self.number(self.wanted.affinity_timeout, path)) is not None:
             self.spec["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": timeout_s}}

@@ -6,7 +6,7 @@ from functools import reduce
 from operator import and_, or_
 
 from django.core.paginator import Page, Paginator
-from django.db.models import Exists, F, OuterRef, Q, QuerySet, Value
+from django.db.models import BooleanField, Exists, F, OuterRef, Q, QuerySet, TextField, Value
 from django.db.models.expressions import OrderBy, RawSQL
 from django.db.models.functions import Concat
 
@@ -41,7 +41,7 @@ _DEFAULT_ORDER = "namespace"
 # text has no unescaped quote inside a value.
 _HAS_READY_ENDPOINT = """
     document LIKE '%%"ready":true%%'
-    OR document::jsonb @? '$.endpoints[*] ? (!exists(@.conditions.ready) || @.conditions.ready == null)'
+    OR document::jsonb @? '$.endpoints[*] ? (exists(@.addresses[0]) && (!exists(@.conditions.ready) || @.conditions.ready == null))'
 """
 
 
@@ -131,7 +131,9 @@ class ServiceFilter:
             return services.exclude(type="ExternalName").filter(~Exists(slices.extra(where=[_HAS_READY_ENDPOINT])))
         if self.state == "rejected":
             keys = {key for report in nodes.reports for key in report.rejected if NUL not in key}
-            return services.alias(key=Concat("namespace", Value("/"), "name")).filter(key__in=keys)
+            return services.alias(key=Concat("namespace", Value("/"), "name", output_field=TextField())).filter(
+                key__in=keys
+            )
         return services
 
 
@@ -158,7 +160,7 @@ def _fits(requirement: Requirement) -> Q:
     if op in ("gt", "lt"):
         sign = ">" if op == "gt" else "<"
         number = f"CASE WHEN labels->>%s ~ '^[+-]?[0-9]{{1,19}}$' THEN (labels->>%s)::numeric {sign} %s ELSE false END"
-        return Q(RawSQL(number, (key, key, int(values[0]))))
+        return Q(RawSQL(number, (key, key, int(values[0])), output_field=BooleanField()))
     any_of = reduce(or_, [Q(labels__contains={key: value}) for value in values])
     return any_of if op in ("=", "==", "in") else ~any_of
 
