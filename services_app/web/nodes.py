@@ -23,7 +23,8 @@ from services_app.push.keys import fingerprint, from_line
 from services_app.spec import kinds
 from services_app.spec.errors import ApiError
 from services_app.web.liveness import LIVE, NOT_ENROLLED, SEVERITY, NodeReport
-from services_app.web.overview import NUL, NodesView, read_lag, read_nodes, report_of
+from services_app.web.overview import NodesView, read_lag, read_nodes, report_of
+from services_app.web.service_list import NUL
 from services_app.web.views import View, guarded, logged_in, page
 
 PER_PAGE = 50
