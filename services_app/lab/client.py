@@ -29,14 +29,14 @@ class ApiRefused(RuntimeError):
 
 
 class ApiClient:
-    """One keep-alive connection a thread."""
+    """One keep-alive connection a thread. server: the API's address, "" for the kubeconfig's."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, server: str = "") -> None:
         config = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
         context = next(c["context"] for c in config["contexts"] if c["name"] == config["current-context"])
         cluster = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
         user = next(u["user"] for u in config["users"] if u["name"] == context["user"])
-        self.url: str = cluster["server"]
+        self.url: str = server or cluster["server"]
         self._token: str = user["token"]
         authority = cluster.get("certificate-authority-data")
         self._tls = ssl.create_default_context(
@@ -81,6 +81,16 @@ class ApiClient:
 
     def create(self, collection: str, document: Document) -> Document:
         return self.request("POST", collection, document)
+
+    def apply(self, collection: str, document: Document) -> Document:
+        """Make the object what the document says, whether it exists or not; fields it does not name stay."""
+        try:
+            path = f"{collection}/{document['metadata']['name']}"
+            return self.request("PATCH", path, document, patch="strategic-merge")
+        except ApiRefused as err:
+            if err.code != 404:
+                raise
+            return self.create(collection, document)
 
     def ensure_namespace(self, name: str) -> None:
         try:
@@ -152,3 +162,11 @@ def service(
         "metadata": {"name": name},
         "spec": {"type": kind, "selector": selector, "ports": ports, **spec},
     }
+
+
+def condition(document: Document, kind: str) -> Document:
+    """The condition of that type; empty when there is none."""
+    for found in document.get("status", {}).get("conditions") or ():
+        if found["type"] == kind:
+            return dict(found)
+    return {}

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from services_app.lab.client import CORE, ApiClient, ApiRefused, Document, Kubectl
+from services_app.lab.client import CORE, ApiClient, ApiRefused, Document, Kubectl, condition
 from services_app.lab.network import Lab, Node
 from services_app.local.supervisor import Stack
 
@@ -124,11 +124,3 @@ class Cluster:
                 f"the logs of web and worker are in {self.directory}/log",
             )
         return done.stdout
-
-
-def condition(document: Document, kind: str) -> Document:
-    """The condition of that type; empty when there is none."""
-    for found in document.get("status", {}).get("conditions") or ():
-        if found["type"] == kind:
-            return dict(found)
-    return {}

@@ -20,13 +20,12 @@ from pathlib import Path
 import yaml
 
 from services_app.lab import proof as p
-from services_app.lab.client import pod
 from services_app.lab.cluster import Cluster, StepFailed
 from services_app.lab.convergence import Convergence
-from services_app.lab.namespaces import LabError, Place, ProbeFailed
+from services_app.lab.namespaces import LabError, ProbeFailed
 from services_app.lab.network import Lab
+from services_app.lab.samples import SAMPLES
 
-MANIFESTS = Path(__file__).parent / "manifests"
 CONVERGENCE_CHANGES = 50
 
 Say = Callable[[str], None]
@@ -71,9 +70,9 @@ class Demo:
 
     def _prove(self, cluster: Cluster) -> None:
         lab = cluster.lab
-        for shown in services(lab):
+        for shown in start_backends(lab):
             virtual_ip = self._publish(cluster, shown)
-            p.prove_kubectl(self.proof, cluster, shown, virtual_ip)
+            p.prove_kubectl(self.proof, cluster.kubectl, shown, virtual_ip)
             p.prove_virtual_ip(self.proof, lab, shown, virtual_ip)
             p.prove_names(self.proof, lab, shown, virtual_ip)
             if shown.namespace == "selector":
@@ -91,15 +90,13 @@ class Demo:
         self.proof.convergence_ms = {"p50": round(measured.p50_ms, 1), "p99": round(measured.p99_ms, 1)}
 
     def _publish(self, cluster: Cluster, shown: p.Shown) -> str:
-        """Start the backends, describe them, apply the manifest; returns the cluster IP once it is programmed."""
+        """Describe the backends, apply the manifest; returns the cluster IP once it is programmed."""
         namespace = ("-n", shown.namespace)
         cluster.applied("create", "namespace", shown.namespace)
-        for endpoint in shown.endpoints:
-            for _, target_port in shown.ports.values():
-                endpoint.place.serve(endpoint.name, target_port)
-        said = cluster.applied("apply", *namespace, "-f", str(shown.manifest))
-        self._step(f"kubectl apply -n {shown.namespace} -f {shown.manifest.name}: {said.strip()}")
-        cluster.applied("apply", *namespace, "-f", "-", input=pods_text(shown))
+        manifest = shown.sample.manifest
+        said = cluster.applied("apply", *namespace, "-f", str(manifest))
+        self._step(f"kubectl apply -n {shown.namespace} -f {manifest.name}: {said.strip()}")
+        cluster.applied("apply", *namespace, "-f", "-", input=pods_text(cluster.lab, shown))
         arguments = ["wait", "--for=condition=Programmed", f"service/{shown.service}", *namespace, "--timeout=30s"]
         done = cluster.kubectl(*arguments)
         got = (done.stdout or done.stderr).strip()
@@ -131,9 +128,9 @@ class Demo:
         self.proof.note(
             shown.title, "vip", client.name, f"{virtual_ip}:{port} meanwhile", "0 failed", got, report["failed"] == 0
         )
-        p.prove_kubectl(self.proof, cluster, rest, virtual_ip)
+        p.prove_kubectl(self.proof, cluster.kubectl, rest, virtual_ip)
         cluster.applied("delete", "pod", gone.name, "-n", shown.namespace, "--now")
-        cluster.applied("apply", "-n", shown.namespace, "-f", "-", input=pods_text(shown))
+        cluster.applied("apply", "-n", shown.namespace, "-f", "-", input=pods_text(cluster.lab, shown))
 
     def _summary(self) -> None:
         proof = self.proof
@@ -161,48 +158,26 @@ class Demo:
         )
 
 
-def services(lab: Lab) -> list[p.Shown]:
-    """The demo's Services, and where their backends are: on nodes and in containers behind them."""
-    one, two, three = lab.nodes
-
-    def endpoints(name: str, *places: Place) -> tuple[p.Endpoint, ...]:
-        return tuple(p.Endpoint(f"{name}-{i}", lab.nodes[i - 1], place) for i, place in enumerate(places, start=1))
-
-    return [
-        p.Shown(
-            "mi-servicio",
-            "selector",
-            MANIFESTS / "service-with-selector.yaml",
-            {"app.kubernetes.io/name": "MyApp"},
-            {"": (80, 9376)},
-            endpoints("myapp", one, two.containers[0], three.containers[0]),
-        ),
-        p.Shown(
-            "mi-servicio",
-            "two-ports",
-            MANIFESTS / "service-with-two-ports.yaml",
-            {"app": "MiApp"},
-            {"http": (80, 9376), "https": (443, 9377)},
-            endpoints("web", one.containers[0], two.containers[1], three.containers[1]),
-        ),
-        p.Shown(
-            "mi-servicio",
-            "node-port",
-            MANIFESTS / "service-with-node-port.yaml",
-            {"app": "MiApp"},
-            {"": (80, 80)},
-            endpoints("front", one.containers[1], two, three),
-        ),
-    ]
+def start_backends(lab: Lab) -> list[p.Shown]:
+    """The samples, with a backend started for each Pod: on its node, or in a container behind it that is still free."""
+    free = {node.name: iter(node.containers) for node in lab.nodes}
+    shown = []
+    for sample in SAMPLES:
+        endpoints = []
+        for pod in sample.pods:
+            node = lab.nodes[pod.node]
+            place = node if pod.is_on_node else next(free[node.name])
+            for _, target_port in sample.ports.values():
+                place.serve(pod.name, target_port)
+            endpoints.append(p.Endpoint(pod.name, node, place))
+        shown.append(p.Shown(sample, tuple(endpoints)))
+    return shown
 
 
-def pods_text(shown: p.Shown) -> str:
+def pods_text(lab: Lab, shown: p.Shown) -> str:
     """The manifests of its Pods, as YAML."""
-    ports = {name or "app": (target_port, "TCP") for name, (_, target_port) in shown.ports.items()}
-    records = [
-        pod(e.name, shown.labels, e.node.name, ports, address=None if e.is_on_node else e.place.address)
-        for e in shown.endpoints
-    ]
+    addresses = {endpoint.name: endpoint.place.address for endpoint in shown.endpoints}
+    records = shown.sample.pod_records([node.name for node in lab.nodes], addresses)
     return yaml.safe_dump_all(records, sort_keys=False)
 
 

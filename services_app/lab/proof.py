@@ -1,16 +1,57 @@
 """What the demo shows to be true, read from outside: by connections, dig and kubectl, not from Timonel's own claims."""
 
 import json
+import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from services_app.lab.cluster import DNS_ADDRESS, Cluster
-from services_app.lab.namespaces import Message, Place
-from services_app.lab.network import Lab, Node
+from services_app.lab.client import Kubectl
+from services_app.lab.cluster import DNS_ADDRESS
+from services_app.lab.samples import Sample
+
+Message = dict[str, Any]
 
 CONNECTIONS = 60  # of three endpoints one stays unasked in one of ten thousand million tries
+
+
+class Place(Protocol):
+    """Where connections come from and backends are: a place of the lab, or a container of the compose stack."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def ask_often(self, host: str, port: int, count: int, *, timeout_s: float = 2.0) -> list[Message]:
+        """As many answers, {"backend", "client", …} or {"error": reason}, one connection each."""
+        ...
+
+
+class Host(Place, Protocol):
+    """A node."""
+
+    @property
+    def containers(self) -> Sequence[Place]:
+        """What sends its packets through this node."""
+        ...
+
+    def run(
+        self, argv: Sequence[str], *, input: str | None = None, timeout_s: float = 30.0, check: bool = True
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+class Ground(Protocol):
+    """What a proof stands on: nodes, and a client outside. The lab is one, the compose stack another."""
+
+    @property
+    def nodes(self) -> Sequence[Host]: ...
+
+    @property
+    def client(self) -> Place: ...
 
 
 @dataclass(frozen=True)
@@ -63,27 +104,40 @@ class Proof:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A pod of the demo, and the place its backend runs in: the node itself or a container behind it."""
+    """A pod of the demo, and the place its backend runs in: the node itself or a container."""
 
     name: str
-    node: Node
+    node: Host
     place: Place
 
     @property
     def is_on_node(self) -> bool:
         return self.place is self.node
 
+    @property
+    def is_behind_node(self) -> bool:
+        """Whether packets to it go through its node in any case, so that its replies find the way back by themselves."""
+        return self.is_on_node or self.place in self.node.containers
+
 
 @dataclass(frozen=True)
 class Shown:
-    """A Service of the demo. ports: name of the Service's port, "" without -> (port, target port)."""
+    """A sample Service and where its backends are."""
 
-    service: str
-    namespace: str
-    manifest: Path
-    labels: dict[str, str]
-    ports: dict[str, tuple[int, int]]
+    sample: Sample
     endpoints: tuple[Endpoint, ...]
+
+    @property
+    def service(self) -> str:
+        return self.sample.name
+
+    @property
+    def namespace(self) -> str:
+        return self.sample.namespace
+
+    @property
+    def ports(self) -> dict[str, tuple[int, int]]:
+        return self.sample.ports
 
     @property
     def title(self) -> str:
@@ -94,9 +148,9 @@ class Shown:
         return f"{self.service}.{self.namespace}.svc.cluster.local."
 
 
-def places_of(lab: Lab) -> list[Place]:
+def places_of(lab: Ground) -> list[Place]:
     """Where clients of virtual IPs are: every node, and the first container behind each."""
-    return [*lab.nodes, *(node.containers[0] for node in lab.nodes)]
+    return [*lab.nodes, *(container for node in lab.nodes for container in node.containers[:1])]
 
 
 def counted(answers: Iterable[Message]) -> str:
@@ -112,7 +166,7 @@ def is_balanced(answers: list[Message], names: set[str]) -> bool:
     return set(counts) == names and all(fair / 2 <= count <= fair * 2 for count in counts.values())
 
 
-def prove_virtual_ip(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str) -> None:
+def prove_virtual_ip(proof: Proof, lab: Ground, shown: Shown, virtual_ip: str) -> None:
     """Every port, from every node and a container behind each; an undefined port; and outside, where none answers."""
     names = {endpoint.name for endpoint in shown.endpoints}
     expected = f"answers from {', '.join(sorted(names))}"
@@ -130,7 +184,7 @@ def prove_virtual_ip(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str) -> N
     proof.note(shown.title, "vip", lab.client.name, f"{virtual_ip}:{port}", "no answer", got, ok)
 
 
-def prove_balance(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str, count: int = 300) -> None:
+def prove_balance(proof: Proof, lab: Ground, shown: Shown, virtual_ip: str, count: int = 300) -> None:
     names = {endpoint.name for endpoint in shown.endpoints}
     port = next(iter(shown.ports.values()))[0]
     answers = lab.nodes[0].ask_often(virtual_ip, port, count)
@@ -140,7 +194,7 @@ def prove_balance(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str, count: 
     )
 
 
-def prove_client_addresses(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str) -> None:
+def prove_client_addresses(proof: Proof, lab: Ground, shown: Shown, virtual_ip: str) -> None:
     """A node is seen by its address everywhere; a container by its own where the backend is its node."""
     port = next(iter(shown.ports.values()))[0]
     target = f"{virtual_ip}:{port}"
@@ -149,7 +203,7 @@ def prove_client_addresses(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str
         got = "seen as " + ", ".join(sorted(seen))
         proof.note(shown.title, "vip", node.name, target, f"seen as {node.address}", got, seen == {node.address})
     for endpoint in shown.endpoints:
-        if not endpoint.is_on_node:
+        if not endpoint.is_on_node or not endpoint.node.containers:
             continue
         container = endpoint.node.containers[0]
         answers = container.ask_often(virtual_ip, port, CONNECTIONS)
@@ -159,8 +213,8 @@ def prove_client_addresses(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str
         proof.note(shown.title, "vip", container.name, target, expected, got, got == expected)
 
 
-def prove_node_port(proof: Proof, lab: Lab, shown: Shown, port: int) -> None:
-    """From the client outside on every node; a backend on the node asked sees the client itself."""
+def prove_node_port(proof: Proof, lab: Ground, shown: Shown, port: int) -> None:
+    """From the client outside on every node; a backend on the node asked, or behind it, sees the client itself."""
     names = {endpoint.name for endpoint in shown.endpoints}
     for node in lab.nodes:
         target = f"{node.address}:{port}"
@@ -169,14 +223,15 @@ def prove_node_port(proof: Proof, lab: Lab, shown: Shown, port: int) -> None:
         expected = f"answers from {', '.join(sorted(names))}"
         proof.note(shown.title, "nodeport", lab.client.name, target, expected, counted(answers), ok)
         for endpoint in shown.endpoints:
-            address = lab.client.address if endpoint.node is node else node.address
+            is_seen = endpoint.node is node and endpoint.is_behind_node
+            address = lab.client.address if is_seen else node.address
             seen = {str(a["client"]) for a in answers if a.get("backend") == endpoint.name}
             got = f"{endpoint.name} sees {', '.join(sorted(seen)) or 'nothing'}"
             expected = f"{endpoint.name} sees {address}"
             proof.note(shown.title, "nodeport", lab.client.name, target, expected, got, got == expected)
 
 
-def prove_names(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str) -> None:
+def prove_names(proof: Proof, lab: Ground, shown: Shown, virtual_ip: str) -> None:
     """dig on every node: the address, and where a port is named its SRV record."""
     questions = [("A", shown.dns_name, virtual_ip)]
     for name, (port, _) in shown.ports.items():
@@ -190,11 +245,11 @@ def prove_names(proof: Proof, lab: Lab, shown: Shown, virtual_ip: str) -> None:
             proof.note(shown.title, "dns", node.name, f"{kind} {name}", expected, got or "nothing", value == expected)
 
 
-def prove_kubectl(proof: Proof, cluster: Cluster, shown: Shown, virtual_ip: str) -> None:
+def prove_kubectl(proof: Proof, kubectl: Kubectl, shown: Shown, virtual_ip: str) -> None:
     """What kubectl prints of it: the table, and the description with its endpoints."""
 
     def ask(expected: str, *arguments: str) -> None:
-        done = cluster.kubectl(*arguments)
+        done = kubectl(*arguments)
         text = done.stdout if done.returncode == 0 else done.stderr
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         found = next((line for line in lines if all(word in line for word in expected.split())), None)
@@ -205,7 +260,7 @@ def prove_kubectl(proof: Proof, cluster: Cluster, shown: Shown, virtual_ip: str)
     ask(f"{shown.service} {virtual_ip}", "get", "service", shown.service, *namespace)
     for name, (_, target_port) in shown.ports.items():
         addresses = sorted(f"{e.place.address}:{target_port}" for e in shown.endpoints)
-        done = cluster.kubectl("describe", "service", shown.service, *namespace)
+        done = kubectl("describe", "service", shown.service, *namespace)
         listed = [line.split(":", 1)[1].strip() for line in done.stdout.splitlines() if line.startswith("Endpoints:")]
         got = listed[list(shown.ports).index(name)] if len(listed) == len(shown.ports) else done.stderr or str(listed)
         ok = sorted(part.strip() for part in got.split(",")) == addresses

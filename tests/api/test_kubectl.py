@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services_app.lab.client import CORE, ApiClient, Kubectl, pod
-from services_app.lab.demo import MANIFESTS
+from services_app.lab.samples import MANIFESTS
 from services_app.local.supervisor import Stack
 
 
