@@ -29,6 +29,21 @@ STEADY_S = 5.0  # a child that lived for so long starts with a clean record
 Say = Callable[[str], None]
 
 
+def worker_argv() -> list[str]:
+    """A worker that pushes to the nodes of every shard and does the periodic tasks."""
+    queues = ",".join(["default", *(f"push-{n:02d}" for n in range(SHARDS))])
+    options = ["-P", "threads", "-Q", queues, "--without-gossip", "--without-mingle", "-l", "WARNING"]
+    return [sys.executable, "-m", "celery", "-q", "-A", "services_app.celery", "worker", *options]
+
+
+def beat_argv(data_dir: Path) -> list[str]:
+    """The one process that starts the periodic tasks; what an earlier one noted in the directory is forgotten."""
+    schedule = data_dir / "beat-schedule"
+    schedule.unlink(missing_ok=True)
+    options = ["-s", str(schedule), "--pidfile=", "-l", "WARNING"]
+    return [sys.executable, "-m", "celery", "-q", "-A", "services_app.celery", "beat", *options]
+
+
 @dataclass
 class _Child:
     """One supervised process: how to start it, and how often it fell at once."""
@@ -190,29 +205,13 @@ class Stack:
     def _add_python(self, files: certificates.Certificates) -> None:
         assert self._listener is not None
         manage = [sys.executable, str(ROOT / "manage.py")]
-        celery = [sys.executable, "-m", "celery", "-A", "services_app.celery"]
-        queues = ",".join(["default", *(f"push-{n:02d}" for n in range(SHARDS))])
         logs = self.data_dir / "log"
         for number in range(self.web_processes):
             argv = [*manage, "web", "--fd", str(self._listener.fileno()), "--certificate", str(files.server)]
             argv += ["--key", str(files.server_key)]
             self._add("web", argv, logs / f"web-{number}.log", pass_fds=(self._listener.fileno(),))
-        worker = [
-            *celery,
-            "worker",
-            "-P",
-            "threads",
-            "-Q",
-            queues,
-            "--without-gossip",
-            "--without-mingle",
-            "-l",
-            "WARNING",
-        ]
-        self._add("worker", worker, logs / "worker.log")
-        schedule = self.data_dir / "beat-schedule"
-        schedule.unlink(missing_ok=True)
-        self._add("beat", [*celery, "beat", "-s", str(schedule), "--pidfile=", "-l", "WARNING"], logs / "beat.log")
+        self._add("worker", worker_argv(), logs / "worker.log")
+        self._add("beat", beat_argv(self.data_dir), logs / "beat.log")
 
     def stop(self) -> None:
         """End every child, last started first. May be called again."""

@@ -3,14 +3,15 @@
 import os
 import secrets
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.core.management import BaseCommand, CommandParser, call_command
+from django.core.management import BaseCommand, CommandError, CommandParser, call_command
 from django.utils import timezone
 
 from services_app import store
-from services_app.local import kubeconfig
+from services_app.local import certificates, kubeconfig
 from services_app.models import ApiToken
 
 ADMIN = "admin"
@@ -23,9 +24,21 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--server", required=True, help="The API's address for the kubeconfig.")
-        parser.add_argument("--ca", required=True, type=Path, help="The CA certificate for the kubeconfig.")
+        parser.add_argument(
+            "--ca",
+            type=Path,
+            help="The CA certificate for the kubeconfig; without it, own certificates are made in the data directory.",
+        )
+        parser.add_argument(
+            "--name", action="append", default=[], help="One more name or address that own certificates are for."
+        )
 
-    def handle(self, *, server: str, ca: Path, **_: object) -> None:
+    def handle(self, *, server: str, ca: Path | None, name: list[str], **_: object) -> None:
+        if ca is None:
+            address = urlsplit(server).hostname
+            if address is None:
+                raise CommandError(f"--server {server!r} names no host: write https://HOST:PORT")
+            ca = certificates.ensure(settings.DATA_DIR / "certificates", [address, *name]).ca
         call_command("migrate", verbosity=0, interactive=False)
         store.bootstrap()
         user = _ensure_admin(settings.DATA_DIR / "admin-password")
