@@ -3,13 +3,16 @@
 PY := .venv/bin/python
 ONLY ?=
 
-.PHONY: demo serve test soak bench lint lock clean packages
+.PHONY: demo serve compose-check test soak bench lint lock clean packages
 
 demo: .venv packages          ## three nodes on this machine, real manifests, a proof; ONCE=1 checks it and stops
 	$(PY) manage.py demo $(if $(ONCE),--once)
 
 serve: .venv packages         ## the control plane alone
 	$(PY) manage.py serve
+
+compose-check: .venv packages ## docker-compose.yml with a container engine; without one it says SKIPPED, or fails with REQUIRED=1
+	$(PY) manage.py compose_check $(if $(REQUIRED),--required)
 
 test: lint packages           ## every check but the long ones
 	$(PY) -m pytest -m "not soak" -q -n 2 --dist loadfile
