@@ -66,7 +66,7 @@ _TRIAL = """table ip timonel_trial {
 
 
 def facts() -> dict[str, str]:
-    """What the host is: kernel, operating system, machine, name."""
+    """What the host is: kernel, operating system, machine, name, the nft that loads the rules."""
     try:
         pairs = [line.partition("=") for line in Path("/etc/os-release").read_text().splitlines()]
         names = {key: value.strip('"') for key, _, value in pairs}
@@ -77,7 +77,19 @@ def facts() -> dict[str, str]:
         "os": names.get("PRETTY_NAME", platform.system()),
         "machine": platform.machine(),
         "hostname": socket.gethostname(),
+        "nftables": _nft_version(),
     }
+
+
+def _nft_version() -> str:
+    """As in "1.0.6"; "" when there is no nft, or none that answers."""
+    if process.find("nft") is None:
+        return ""
+    try:
+        words = process.run(["nft", "--version"]).stdout.split()
+    except AgentError:
+        return ""
+    return words[1].removeprefix("v") if len(words) > 1 else ""
 
 
 def boot_id() -> str:

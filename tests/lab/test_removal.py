@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,25 +19,12 @@ from services_app.lab.network import ORDINARY_USER, Node
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
-# Prints everything about a host that Timonel could touch, as JSON: name -> value. Of its files those that are not simply
-# this machine's: what was written in its own layers over them (argv[1]), and its own /run and /tmp.
+# How deep a host's directories are looked into: what programs write below these is the machine's own business.
+DEPTHS = {"/etc": 9, "/usr/local": 3, "/home": 9, "/opt": 2, "/srv": 9, "/root": 3, "/var": 3, "/run": 9, "/tmp": 1}
+# Prints what the kernel of a host holds, as JSON: name -> value.
 LOOK = r"""
-import glob, hashlib, json, os, subprocess, sys
+import glob, json, subprocess
 seen = {}
-layers = sys.argv[1] + "/layers"
-tops = [directory for directory, names, _ in os.walk(layers) if os.path.basename(directory) == "upper"]
-for top in [*(top for top in tops if "/upper/" not in top), "/run", "/tmp"]:
-    for directory, names, files in os.walk(top):
-        names[:] = [name for name in names if not os.path.ismount(os.path.join(directory, name))]
-        for name in names + files:
-            path = os.path.join(directory, name)
-            status = os.lstat(path)
-            what = [oct(status.st_mode), status.st_uid, status.st_gid]
-            if os.path.islink(path):
-                what.append(os.readlink(path))
-            elif os.path.isfile(path):
-                what.append(hashlib.sha256(open(path, "rb").read()).hexdigest())
-            seen[path.removeprefix(layers).replace("/upper/", "/", 1)] = what
 def run(*command):
     done = subprocess.run(command, capture_output=True, text=True)
     return (done.stdout + done.stderr).splitlines()
@@ -84,9 +72,19 @@ def host(cluster: Cluster) -> Node:
 
 
 def look(host: Node) -> dict[str, object]:
-    seen: dict[str, object] = json.loads(host.run(["python3", "-c", LOOK, str(host._directory)]).stdout)
+    """Everything about a host that Timonel could touch; of its files those that are not simply this machine's."""
+    seen: dict[str, object] = json.loads(host.run(["python3", "-c", LOOK]).stdout)
     seen["processes"] = sorted(host.processes().values())
-    return {name: what for name, what in seen.items() if not is_volatile(name) and what != of_this_machine(name)}
+    root = f"/proc/{host.pid}/root"
+    for top, depth in DEPTHS.items():
+        for directory, names, files in os.walk(root + top):
+            for path in [os.path.join(directory, name) for name in names + files]:
+                name = path.removeprefix(root)
+                if not is_volatile(name) and not is_of_this_machine(name, path):
+                    seen[name] = description(path)
+            if directory.removeprefix(root + top).count("/") >= depth:
+                names.clear()
+    return seen
 
 
 def is_volatile(name: str) -> bool:
@@ -94,19 +92,27 @@ def is_volatile(name: str) -> bool:
     return name in ("/var/log/lastlog", "/var/log/wtmp", "/run/utmp") or name.startswith(("/run/sudo", "/run/mount"))
 
 
-def of_this_machine(path: str) -> list[object] | None:
-    """As LOOK describes a file; a layer above may hold an equal copy, and a mark that hides what is not there."""
-    if not path.startswith(("/etc", "/usr", "/home", "/root", "/var")):
-        return None
+def is_of_this_machine(name: str, path: str) -> bool:
+    """Whether the file shows through from below: a host of the lab has layers of its own over this machine's files."""
+    try:
+        own, its = os.lstat(name), os.lstat(path)
+    except OSError:
+        return not os.path.lexists(path)  # gone meanwhile
+    if stat.S_ISDIR(its.st_mode):
+        return (own.st_mode, own.st_uid, own.st_gid) == (its.st_mode, its.st_uid, its.st_gid)
+    return (own.st_ino, own.st_mtime_ns, own.st_mode) == (its.st_ino, its.st_mtime_ns, its.st_mode)
+
+
+def description(path: str) -> list[object] | None:
     try:
         status = os.lstat(path)
+        what: list[object] = [oct(status.st_mode), status.st_uid, status.st_gid]
+        if os.path.islink(path):
+            what.append(os.readlink(path))
+        elif os.path.isfile(path):
+            what.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
     except OSError:
-        return ["0o20000", 0, 0]
-    what: list[object] = [oct(status.st_mode), status.st_uid, status.st_gid]
-    if os.path.islink(path):
-        what.append(os.readlink(path))
-    elif os.path.isfile(path):
-        what.append(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return None
     return what
 
 

@@ -34,7 +34,11 @@ class Visit:
         width, height = size
         self.url = url
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=theme, reduced_motion="reduce", locale="en-GB"
+            viewport={"width": width, "height": height},
+            color_scheme=theme,
+            reduced_motion="reduce",
+            locale="en-GB",
+            ignore_https_errors=True,  # a control plane of the lab has a certificate authority of its own
         )
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(30_000)
