@@ -149,7 +149,12 @@ def test_pictures_to_look_at(shop):
                     visit.page.screenshot(path=directory / f"{name}-{theme}-{width}.png", full_page=True)
                 if not only or "login" in only:
                     visit.page.goto(shop + "/ui/enrolment/")
-                    for label, text in {"Name": "lyon-4", "Address": "127.0.0.1", "Port": str(host.port)}.items():
+                    for label, text in {
+                        "Name": "lyon-4",
+                        "Address": "localhost",
+                        "Port": str(host.port),
+                        "Node address": "192.0.2.14",
+                    }.items():
                         visit.page.get_by_label(label, exact=True).fill(text)
                     visit.page.get_by_role("button", name="Show its host key").click()
                     visit.page.locator("#fingerprint").wait_for()
