@@ -372,7 +372,10 @@ class NodeOperation(models.Model):
 
     class Meta:
         ordering = ["-started_at"]
-        indexes = [models.Index(fields=["node", "-started_at"], name="node_operation_of_node")]
+        indexes = [
+            models.Index(fields=["node", "-started_at"], name="node_operation_of_node"),
+            models.Index(fields=["ended_at"], name="node_operation_ended"),
+        ]
         constraints = [
             models.UniqueConstraint(
                 fields=["node"], condition=models.Q(state="Running"), name="node_has_one_running_operation"

@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-started_at'],
-                'indexes': [models.Index(fields=['node', '-started_at'], name='node_operation_of_node')],
+                'indexes': [models.Index(fields=['node', '-started_at'], name='node_operation_of_node'), models.Index(fields=['ended_at'], name='node_operation_ended')],
                 'constraints': [models.UniqueConstraint(condition=models.Q(('state', 'Running')), fields=('node',), name='node_has_one_running_operation')],
             },
         ),

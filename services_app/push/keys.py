@@ -74,7 +74,11 @@ def read_private_key(text: str, passphrase: str = "") -> paramiko.PKey:
         ) from None
     for kind, key_class in _KEY_CLASSES:
         if isinstance(loaded, kind):
-            return key_class.from_private_key(io.StringIO(clean), password=passphrase or None)
+            # Written again in the one form that paramiko reads for every kind.
+            plain = loaded.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+            )
+            return key_class.from_private_key(io.StringIO(plain.decode()))
     raise ValueError("only Ed25519, ECDSA and RSA keys are accepted")
 
 

@@ -13,7 +13,7 @@ from django import forms
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 from django_htmx.middleware import HtmxDetails
 
 from services_app.models import Node, NodeAccess, NodeOperation
@@ -206,11 +206,13 @@ def _ask_for_login(
 
 
 @sensitive_post_parameters("private_key", "passphrase", "password")
-@require_POST
+@require_http_methods(["GET", "HEAD", "POST"])
 @for_operators
 @sensitive_variables("login", "given")
 def run(request: HttpRequest) -> HttpResponse:
     """Second: the host key is confirmed and the login given. Starts the enrolment and leads to the page that shows it."""
+    if request.method != "POST":
+        return redirect("web:enrol")  # whoever had to log in meanwhile comes by this address
     form, login = HostForm(request.POST), LoginForm(request.POST)
     if not form.is_valid() or "fingerprint" in login.errors:
         return render(request, "web/node_enrol.html", {"form": form})

@@ -11,7 +11,7 @@ from django.core.paginator import Page, Paginator
 from django.db.models import Count, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 from django_htmx.middleware import HtmxDetails
 
 from services_app.api import auth
@@ -279,10 +279,12 @@ def _missing(request: HttpRequest, name: str) -> HttpResponse:
 # What a person may do to one
 
 
-@require_POST
+@require_http_methods(["GET", "HEAD", "POST"])
 @for_operators
 def push_again(request: HttpRequest, name: str) -> HttpResponse:
-    """Send the node everything with the next push."""
+    """POST sends the node everything with the next push; GET, after a login that was needed, leads to its page."""
+    if request.method != "POST":
+        return redirect("web:node", name)
     try:
         operations.push_again(name, by=request.user.get_username())
     except (NodeError, ApiError) as err:

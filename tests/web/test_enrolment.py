@@ -9,6 +9,14 @@ from pathlib import Path
 
 import paramiko
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.models import Session
 from django.db import connection
@@ -109,6 +117,38 @@ def test_a_pasted_key_opens_the_login(operator, host, passphrase):
     host.keys.append(read_private_key(text, passphrase))
     given = {"password": "", "private_key": text.replace("\n", "\r\n"), "passphrase": passphrase}
     assert finished(run(operator, host, **given)).state == "Done"
+
+
+FORMS = {
+    "Ed25519, OpenSSH": (ed25519.Ed25519PrivateKey.generate, PrivateFormat.OpenSSH),
+    "Ed25519, PKCS 8": (ed25519.Ed25519PrivateKey.generate, PrivateFormat.PKCS8),
+    "ECDSA, SEC 1": (lambda: ec.generate_private_key(ec.SECP256R1()), PrivateFormat.TraditionalOpenSSL),
+    "RSA, PKCS 1": (lambda: rsa.generate_private_key(65537, 2048), PrivateFormat.TraditionalOpenSSL),
+    "RSA, PKCS 8": (lambda: rsa.generate_private_key(65537, 2048), PrivateFormat.PKCS8),
+    "RSA, OpenSSH": (lambda: rsa.generate_private_key(65537, 2048), PrivateFormat.OpenSSH),
+}
+
+
+@pytest.mark.parametrize("passphrase", ["", SECRET], ids=["plain", "encrypted"])
+@pytest.mark.parametrize("form", FORMS)
+def test_private_keys_are_read_in_the_forms_that_people_have(form, passphrase):
+    generate, text_form = FORMS[form]
+    private = generate()
+    how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+    text = private.private_bytes(Encoding.PEM, text_form, how).decode()
+    public = private.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    assert read_private_key(f"\n  {text}", passphrase).get_base64() == public.split()[1]
+
+
+def test_a_key_of_another_kind_is_refused():
+    text = ed448.Ed448PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    with pytest.raises(ValueError, match="only Ed25519, ECDSA and RSA"):
+        read_private_key(text)
+
+
+def test_who_had_to_log_in_meanwhile_comes_back_to_the_form(operator, client):
+    assert client.post("/ui/enrolment/run/", {})["Location"] == "/ui/login/?next=/ui/enrolment/run/"
+    assert operator.get("/ui/enrolment/run/")["Location"] == "/ui/enrolment/"
 
 
 def test_no_secret_is_kept_anywhere(operator, host, caplog):

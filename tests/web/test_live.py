@@ -9,8 +9,9 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends.db import SessionStore
 from django.db import connection
 from django.test import AsyncClient, Client
+from django.utils import timezone
 
-from services_app.models import NodeSync
+from services_app.models import NodeOperation, NodeSync
 from services_app.web import live
 from tests.web import sample
 
@@ -146,3 +147,15 @@ def test_only_what_moved_is_renewed():
     assert b"services" not in live._events(before, live.Sight(revision=7, nodes="a", beat=2))
     for after in (live.Sight(revision=8, nodes="a", beat=1), live.Sight(revision=7, nodes="b", beat=1)):
         assert live._events(before, after).count(b"event: ") == 2
+    step = live._events(before, live.Sight(revision=7, nodes="a", beat=1, operations="b"))
+    assert b"event: operations\n" in step
+    assert b"services" not in step
+
+
+def test_the_sight_moves_with_every_step_of_an_operation(transactional_db):
+    operation = NodeOperation.objects.create(node="node-1", verb="Enrol", by="ana")
+    seen = [live.read_sight()]
+    for values in ({"steps": [{"text": "logged in", "at": ""}]}, {"state": "Done", "ended_at": timezone.now()}):
+        NodeOperation.objects.filter(pk=operation.pk).update(**values)
+        seen.append(live.read_sight())
+    assert len({sight.operations for sight in seen}) == 3
