@@ -81,7 +81,7 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
         where = ("namespace",) if self.kind.namespaced else ()
-        return ("name", *where, *self.columns, "revision", "created_at")
+        return ("name", *where, *self.columns, "created_at")
 
     def get_list_filter(self, request: HttpRequest) -> Any:
         return [*([NamespaceFilter] if self.kind.namespaced else []), *self.list_filter]
@@ -306,7 +306,7 @@ class ServiceAdmin(ApiObjectAdmin):
     """Services."""
 
     kind = kinds.SERVICE
-    columns = ("type", "cluster_ip", "programmed", "changed_revision", "slices")
+    columns = ("type", "cluster_ip", "programmed", "slices")
     list_filter = ("type", "programmed")
     search_fields = ("=namespace", "name", "cluster_ip__startswith")
     search_help_text = "A part of the name, a whole namespace, or how the cluster IP begins."
