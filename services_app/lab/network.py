@@ -36,6 +36,7 @@ CONTAINER_BRIDGE = "cbr0"
 
 P = TypeVar("P", bound=Place)
 
+SSHD = r"^(/usr/sbin/)?sshd\b"
 SSHD_CONFIG = """\
 Port 22
 HostKey /etc/ssh/lab_host_key
@@ -113,8 +114,12 @@ class Node(Place):
         raise LabError(f"cannot reach sshd of {self.name}: {self._sshd_log.read_text(errors='replace')[-300:]}")
 
     def stop_sshd(self) -> None:
-        """Kill the SSH server and every session of it, as a crash would."""
-        self.kill(r"^(/usr/sbin/)?sshd\b")
+        """Kill the SSH server and every session of it, as a crash would; returns when its port is free. Raises LabError."""
+        deadline = time.monotonic() + 10
+        while self.kill(SSHD):
+            if time.monotonic() > deadline:
+                raise LabError(f"cannot end sshd of {self.name}")
+            time.sleep(0.02)
 
     def kill_agent(self) -> int:
         """Kill the agent's processes without warning; how many there were."""

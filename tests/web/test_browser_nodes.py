@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,10 +80,6 @@ def enrol_with_key(page: Page, lab: Lab, host: Node) -> None:
 
 def restart_sshd(host: Node) -> None:
     host.stop_sshd()
-    deadline = time.monotonic() + 10
-    while "sshd" in " ".join(host.processes().values()):  # a killed listener keeps its port for a moment
-        assert time.monotonic() < deadline, host.processes()
-        time.sleep(0.02)
     host.start_sshd()
 
 
