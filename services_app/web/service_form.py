@@ -421,7 +421,7 @@ class Input:
     value: Any
     errors: tuple[str, ...] = ()
     focus: bool = False  # where a person goes on after a row was added
-    suspect: bool = False  # its value is named by an error of its group
+    group: str = ""  # the id of the group of rows one of whose errors names this value
 
     @property
     def id(self) -> str:
@@ -480,12 +480,12 @@ class FormView:
 
     def _pairs(self, name: str, rows: Sequence[Pair]) -> list[dict[str, Any]]:
         named = {error.value for error in self._errors.get(name, ()) if isinstance(error.value, str)}
+
+        def cell(index: int, part: str, value: str) -> Input:
+            return replace(self._input(f"{name}-{index}-{part}", value), group=f"f-{name}" if value in named else "")
+
         return [
-            {
-                "index": index,
-                "key": replace(self._input(f"{name}-{index}-key", row.key), suspect=row.key in named),
-                "value": replace(self._input(f"{name}-{index}-value", row.value), suspect=row.value in named),
-            }
+            {"index": index, "key": cell(index, "key", row.key), "value": cell(index, "value", row.value)}
             for index, row in enumerate(rows)
         ]
 

@@ -263,7 +263,8 @@ def test_all_errors_come_at_once_beside_their_fields_and_nothing_typed_is_lost(a
         )
         assert f'id="f-{place}-error-1"' in body
         assert f'href="#f-{place}"' in body
-    assert re.search(r'is-invalid[^>]*name="selector-0-value" value="not valid"', body)
+    named = r'is-invalid[^>]*name="selector-0-value" value="not valid"[^>]* aria-describedby="f-selector-error-1"'
+    assert re.search(named, body)
     assert 'id="f-selector-error-1"' in body
     back = sent_back(response)
     for name, value in [
