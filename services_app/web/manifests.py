@@ -23,9 +23,10 @@ from services_app.spec import kinds, objects
 from services_app.spec.errors import ApiError, BadRequest, Conflict, Invalid, NotFound
 from services_app.spec.kinds import NAMESPACE, SERVICE, Kind
 from services_app.spec.wire import parse_documents
+from services_app.web import writing
 from services_app.web.service_edit import Collision, redirect_to
 from services_app.web.service_view import find_service
-from services_app.web.views import actor_of, forbidden, form_page, may, missing
+from services_app.web.views import forbidden, form_page, may, missing
 from services_app.web.writing import ChangedMeanwhile, built_on, last_write, mark_of, read_shown, shown_text
 from services_app.web.yaml_text import DiffLine, differences, to_yaml, writable
 
@@ -245,22 +246,17 @@ def _write(
 ) -> Outcome:
     namespace, name = manifest.namespace, manifest.name
     before = _current(kind, namespace, name)
-    verb = "create" if before is None else "update"
-    if not may(request, verb, kind, namespace):
-        return Outcome(
-            manifest.title, REFUSED, errors=[f"you may not {verb} {kind.plural} in {namespace or 'the cluster'}"]
-        )
-    actor = actor_of(request)
     if before is None and base is not None:
         return Outcome(manifest.title, REFUSED, errors=["it was deleted meanwhile"])
     if before is None and dry_run and namespace in made:
+        writing.require_right(request, "create", kind, namespace, document)
         after = _judged(kind, document, namespace)
     elif before is None:
-        after = json.loads(store.create(kind, document, namespace=namespace, actor=actor, dry_run=dry_run).document)
+        after = json.loads(writing.create(request, kind, document, namespace=namespace, dry_run=dry_run).document)
     else:
         change: Callable[[Document], Document] = lambda _: deepcopy(document)  # noqa: E731
         change = built_on(base, change) if base is not None else change
-        after = json.loads(store.update(kind, namespace, name, change, actor=actor, dry_run=dry_run).document)
+        after = json.loads(writing.update(request, kind, namespace, name, change, dry_run=dry_run).document)
     lines = differences(writable(before) if before else None, writable(after))
     outcome = Outcome(
         manifest.title,

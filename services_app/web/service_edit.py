@@ -22,6 +22,7 @@ from services_app.spec import objects
 from services_app.spec.errors import AlreadyExists, ApiError, FieldError, Invalid, NotFound, invalid
 from services_app.spec.kinds import SERVICE
 from services_app.spec.service import PROTOCOLS, TRAFFIC_DISTRIBUTIONS
+from services_app.web import writing
 from services_app.web.service_form import (
     FormView,
     Pair,
@@ -38,7 +39,7 @@ from services_app.web.service_form import (
 )
 from services_app.web.service_list import NAMESPACES_OFFERED
 from services_app.web.service_view import find_service
-from services_app.web.views import actor_of, forbidden, form_page, may, missing
+from services_app.web.views import forbidden, form_page, may, missing
 from services_app.web.writing import (
     ChangedMeanwhile,
     LastWrite,
@@ -176,16 +177,15 @@ def _try(request: HttpRequest, base: Document, form: ServiceForm, *, dry_run: bo
     shown = from_document(base) if base else ServiceForm()
     _, errors = apply_form(base, shown, form)
     dry_run = dry_run or bool(errors)  # with an unreadable field the others are judged and nothing is written
-    actor = actor_of(request)
     problems: list[Problem] = []
     stored = None
     try:
         if base:
             change = built_on(base, lambda current: apply_form(current, shown, form)[0])
-            stored = store.update(SERVICE, form.namespace, form.name, change, actor=actor, dry_run=dry_run)
+            stored = writing.update(request, SERVICE, form.namespace, form.name, change, dry_run=dry_run)
         else:
             document, _ = apply_form({}, shown, form)
-            stored = store.create(SERVICE, document, namespace=form.namespace, actor=actor, dry_run=dry_run)
+            stored = writing.create(request, SERVICE, document, namespace=form.namespace, dry_run=dry_run)
     except Invalid as err:
         errors += without_echoes(err.errors, errors, form)
         if not errors:

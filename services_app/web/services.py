@@ -7,14 +7,14 @@ from django.urls import reverse
 from django_htmx.middleware import HtmxDetails
 
 from services_app import store
-from services_app.spec import kinds
 from services_app.spec.errors import ApiError, Conflict, NotFound
 from services_app.spec.kinds import SERVICE
 from services_app.spec.service import TYPES
+from services_app.web import writing
 from services_app.web.overview import read_nodes
 from services_app.web.service_list import HEADLESS, STATES
 from services_app.web.service_view import ServiceView, read_service
-from services_app.web.views import actor_of, forbidden, form_page, may, missing, page, services_context
+from services_app.web.views import forbidden, form_page, may, missing, page, services_context
 
 
 @page
@@ -62,9 +62,8 @@ def service_delete(request: HttpRequest, namespace: str, name: str) -> HttpRespo
     error = ""
     if request.method == "POST":
         # The uid of what was shown: a Service made anew under the same name is another one.
-        shown = {"uid": request.POST.get("uid", "")}
         try:
-            stored = store.delete(kinds.SERVICE, namespace, name, actor=actor_of(request), preconditions=shown)
+            stored = writing.delete(request, SERVICE, namespace, name, uid=request.POST.get("uid") or "unknown")
         except Conflict:
             error = "Another Service of this name was created meanwhile. Look at it before you delete it."
         except NotFound:

@@ -1,6 +1,5 @@
 """The pages. Each view reads once and renders either the whole page or, for htmx, the fragment that is asked for."""
 
-import uuid
 from collections.abc import AsyncIterator, Callable
 from functools import wraps
 from typing import Any
@@ -18,7 +17,6 @@ from django.views.decorators.http import require_http_methods, require_safe
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
-from services_app import store
 from services_app.api import auth
 from services_app.spec import kinds
 from services_app.spec.kinds import Kind
@@ -50,18 +48,8 @@ def guarded(view: View) -> View:
     return with_headers
 
 
-def page(view: View) -> View:
-    """A page for logged-in users that only reads."""
-    return require_safe(guarded(logged_in(view)))
-
-
-def form_page(view: View) -> View:
-    """A page for logged-in users that is also posted to; Django's middleware refuses forged posts."""
-    return require_http_methods(["GET", "HEAD", "POST"])(guarded(logged_in(view)))
-
-
 def logged_in(view: View) -> View:
-    """The view for those who are logged in; anybody else is sent to the login form, from a fragment as well."""
+    """The view for logged-in users; a fragment asked for without a login sends the whole page to the login form."""
 
     @wraps(view)
     def for_users(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -76,8 +64,18 @@ def logged_in(view: View) -> View:
     return for_users
 
 
+def page(view: View) -> View:
+    """A page for logged-in users that only shows."""
+    return require_safe(guarded(logged_in(view)))
+
+
+def form_page(view: View) -> View:
+    """A page for logged-in users that is also posted to; Django's middleware refuses forged posts."""
+    return require_http_methods(["GET", "HEAD", "POST"])(guarded(logged_in(view)))
+
+
 def may(request: HttpRequest, verb: str, kind: Kind, namespace: str) -> bool:
-    """Whether the one who asks may do this; the same answer as the API gives. Every page asks here."""
+    """Whether the one who asks may do this, as the API answers it: for what a page offers (`writing` decides)."""
     return auth.may(request.user, verb, kind, namespace)
 
 
@@ -89,11 +87,6 @@ def forbidden(request: HttpRequest, what: str) -> HttpResponse:
 def missing(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     """The page for a Service that is not there."""
     return render(request, "404.html", {"missing": f"There is no Service {name} in namespace {namespace}."}, status=404)
-
-
-def actor_of(request: HttpRequest) -> store.Actor:
-    """Who writes, for the log."""
-    return store.Actor(request.user.get_username(), request.headers.get("X-Request-Id") or str(uuid.uuid4()))
 
 
 @page

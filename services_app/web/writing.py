@@ -1,20 +1,74 @@
-"""Writing to an object that a person has had on the screen: it must still be what was shown.
+"""Writes by a person at a page: with the rights the API asks for, and only to what that person has seen.
 
-A resourceVersion would not do: the status moves it, and a Service gets a new status a moment after every change.
+A resourceVersion would not tell what was seen: the status moves it, and a Service gets a new status a moment after
+every change. So a page carries the writable part of the object it shows.
 """
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from django.http import HttpRequest
+
+from services_app import store
+from services_app.api import auth
 from services_app.changes import encode
 from services_app.models import Change
 from services_app.spec import kinds
+from services_app.spec.errors import Forbidden
+from services_app.spec.kinds import Kind
 from services_app.web.yaml_text import writable
 
 Document = dict[str, Any]
+
+
+def create(
+    request: HttpRequest, kind: Kind, document: Document, *, namespace: str, dry_run: bool = False
+) -> store.Stored:
+    """Store a new object for the one who asks. Raises Forbidden, and what `store.create` raises."""
+    require_right(request, "create", kind, namespace, document)
+    return store.create(kind, document, namespace=namespace, actor=_actor_of(request), dry_run=dry_run)
+
+
+def update(
+    request: HttpRequest,
+    kind: Kind,
+    namespace: str,
+    name: str,
+    change: Callable[[Document], Document],
+    *,
+    dry_run: bool = False,
+) -> store.Stored:
+    """Change an object for the one who asks. Raises Forbidden, and what `store.update` and `change` raise."""
+
+    def allowed(current: Document) -> Document:
+        wanted = change(current)
+        require_right(request, "update", kind, namespace, wanted)
+        return wanted
+
+    return store.update(kind, namespace, name, allowed, actor=_actor_of(request), dry_run=dry_run)
+
+
+def delete(request: HttpRequest, kind: Kind, namespace: str, name: str, *, uid: str) -> store.Stored:
+    """Delete the object with this uid for the one who asks. Raises Forbidden, and what `store.delete` raises."""
+    require_right(request, "delete", kind, namespace, {"metadata": {"name": name}})
+    return store.delete(kind, namespace, name, actor=_actor_of(request), preconditions={"uid": uid})
+
+
+def require_right(request: HttpRequest, verb: str, kind: Kind, namespace: str, wanted: Document) -> None:
+    """Raise Forbidden when the one who asks may not do this; every write of the pages comes through here."""
+    if not auth.may(request.user, verb, kind, namespace):
+        name = (wanted.get("metadata") or {}).get("name") or ""
+        where = f" in namespace {namespace}" if namespace else ""
+        raise Forbidden(kind, name, f"{request.user.get_username()} may not {verb} {kind.plural}{where}")
+
+
+def _actor_of(request: HttpRequest) -> store.Actor:
+    """Who writes, for the log."""
+    return store.Actor(request.user.get_username(), request.headers.get("X-Request-Id") or str(uuid.uuid4()))
 
 
 class ChangedMeanwhile(Exception):

@@ -21,13 +21,7 @@ from tests.web.ssh_server import ssh_host
 IMAGES = Path(__file__).resolve().parents[2] / "docs" / "images"
 PAGES = {
     "overview": "/ui/",
-    "services": "/ui/services/",
     "service": "/ui/services/shop/orders/",
-    "service-node-port": "/ui/services/shop/storefront/",
-    "new": "/ui/services/new/",
-    "edit": "/ui/services/shop/storefront/edit/",
-    "edit-yaml": "/ui/services/shop/storefront/yaml/",
-    "delete": "/ui/services/shop/storefront/delete/",
     "none": "/ui/?q=nothing",
     "missing": "/nowhere",
     "nodes": "/ui/nodes/",
@@ -39,30 +33,6 @@ PAGES = {
     "node-remove": "/ui/nodes/lyon-1/remove/",
     "enrol": "/ui/enrolment/?node=lyon-1",
     "admin": "/admin/services_app/service/",
-}
-# What comes after a button: name -> path, what is typed, the button.
-TEXT = """apiVersion: v1
-kind: Namespace
-metadata:
-  name: lab
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: storefront
-  namespace: shop
-spec:
-  type: NodePort
-  selector:
-    app: storefront
-  ports:
-  - port: 8080
-"""
-STEPS = {
-    "new-errors": ("/ui/services/new/", {"Name": "Web_1", "Port": "eighty"}, "Create"),
-    "edit-preview": ("/ui/services/shop/storefront/edit/", {"Port": "8080", "Target port": "9090"}, "Preview"),
-    "apply-preview": ("/ui/apply/", {"One or more documents": TEXT}, "Preview"),
-    "apply-errors": ("/ui/apply/", {"One or more documents": TEXT.replace("selector", "selectr")}, "Apply"),
 }
 
 
@@ -137,15 +107,6 @@ def test_pictures_to_look_at(shop):
                     visit.page.goto(shop + path)
                     if visit.page.locator("[data-connection]").count():
                         visit.page.locator("[data-connection='live']").wait_for()
-                    if name == "service-node-port":
-                        visit.page.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
-                    visit.page.screenshot(path=directory / f"{name}-{theme}-{width}.png", full_page=True)
-                for name, (path, fields, button) in STEPS.items():
-                    visit.open(path)
-                    for label, value in fields.items():
-                        visit.page.get_by_label(label, exact=True).first.fill(value)
-                    visit.page.get_by_role("button", name=button, exact=True).last.click()
-                    visit.page.locator("[data-focus]").first.wait_for()
                     visit.page.screenshot(path=directory / f"{name}-{theme}-{width}.png", full_page=True)
                 if not only or "login" in only:
                     visit.page.goto(shop + "/ui/enrolment/")
