@@ -24,7 +24,7 @@ from services_app.spec.errors import ApiError, BadRequest, Conflict, Invalid, No
 from services_app.spec.kinds import NAMESPACE, SERVICE, Kind
 from services_app.spec.wire import parse_documents
 from services_app.web import writing
-from services_app.web.service_edit import Collision, redirect_to
+from services_app.web.service_edit import Collision, changed, redirect_to
 from services_app.web.service_view import find_service
 from services_app.web.views import forbidden, form_page, may, missing
 from services_app.web.writing import ChangedMeanwhile, built_on, last_write, mark_of, read_shown, shown_text
@@ -98,10 +98,12 @@ def edit(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     edited = {"namespace": namespace, "name": name}
     if request.method != "POST":
         found = find_service(namespace, name)
-        if found is None:
+        document = json.loads(found.document) if found else None
+        if HtmxDetails(request).target == "changed":
+            return changed(request, document)
+        if document is None:
             return missing(request, namespace, name)
-        document = writable(json.loads(found.document))
-        return _page(request, to_yaml(document), base=document, edited=edited)
+        return _page(request, to_yaml(writable(document)), base=writable(document), edited=edited)
     base, text = read_shown(request.POST.get("base", "")), request.POST.get("text", "")
     if base is None:
         return redirect("web:service-yaml", namespace, name)

@@ -109,7 +109,7 @@ def edit(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     found = find_service(namespace, name)
     document = json.loads(found.document) if found else None
     if HtmxDetails(request).target == "changed":
-        return _changed(request, namespace, name, document)
+        return changed(request, document)
     if document is None:
         return missing(request, namespace, name)
     form = from_document(document)
@@ -119,15 +119,13 @@ def edit(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     return _page(request, FormView(form), base=writable(document))
 
 
-def _changed(request: HttpRequest, namespace: str, name: str, document: Document | None) -> HttpResponse:
+def changed(request: HttpRequest, document: Document | None) -> HttpResponse:
+    """The fragment that tells an open page whether a Service is still what it shows. document: as it is now."""
     seen = request.GET.get("seen", "")
-    is_changed = document is not None and mark_of(document) != seen
-    context = {
-        "seen": seen,
-        "gone": document is None,
-        "write": last_write(namespace, name) if is_changed else None,
-        "is_changed": is_changed,
-    }
+    context: dict[str, Any] = {"seen": seen, "gone": document is None}
+    if document is not None and mark_of(document) != seen:
+        metadata = document["metadata"]
+        context |= {"is_changed": True, "write": last_write(metadata["namespace"], metadata["name"])}
     return render(request, "web/_changed.html", context)
 
 

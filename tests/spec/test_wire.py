@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services_app.spec import objects
+from services_app.spec import objects, wire
 from services_app.spec.errors import BadRequest, UnsupportedMediaType
 from services_app.spec.kinds import ENDPOINT_SLICE, KINDS, POD, SERVICE
 
@@ -294,3 +294,10 @@ def test_any_bytes_are_a_document_or_a_bad_request(body, media):
         objects.decode(SERVICE, body, media)
     except BadRequest:
         pass
+
+
+def test_a_text_of_several_documents_gives_each_and_passes_empty_ones_over():
+    assert wire.parse_documents("---\na: 1\n---\n---\n[2]\n") == [{"a": 1}, [2]]
+    for text in ("a: &x 1\nb: *x\n", "a: [", "\tb"):
+        with pytest.raises(BadRequest, match="error converting YAML to JSON"):
+            wire.parse_documents(text)

@@ -33,7 +33,8 @@ def visit(browser, server):
     made = Visit(browser, server)
     made.log_in("ana", PASSWORD)
     yield made
-    assert made.complaints == []
+    # A request that a newer one replaced is no complaint, though htmx prints it.
+    assert [text for text in made.complaints if not text.startswith(("htmx:afterRequest", "htmx:sendAbort"))] == []
     made.context.close()
 
 
@@ -86,6 +87,7 @@ def test_enter_in_a_field_previews_and_never_removes_a_row(visit):
     page.get_by_role("button", name="Back to the form").click()
     expect(page.get_by_label("Target port")).to_have_value("9090")
     page.get_by_role("button", name="Preview", exact=True).last.click()
+    expect(page.get_by_role("heading", name="This will change")).to_be_focused()
     page.get_by_role("button", name="Apply", exact=True).first.click()
     expect(page.get_by_text("Service shop/orders was changed.")).to_be_visible()
     assert spec_of("orders")["ports"][0]["targetPort"] == 9090
@@ -184,7 +186,13 @@ def test_order_filter_and_page_stay_when_things_change(visit):
     expect(page).to_have_url(re.compile(r"sort=name"))
     page.get_by_label("Name, cluster IP or node port").fill("o")
     names = page.locator("#services tbody a")
-    expect(names).to_have_text(["metrics", "orders", "postgres", "storefront", "cart", "payments"], use_inner_text=True)
+    expect(names).to_have_text(["cart", "metrics", "orders", "payments", "postgres", "storefront"], use_inner_text=True)
+    expect(page).to_have_url(re.compile(r"q=o"))
+    expect(page.get_by_role("columnheader", name="Name", exact=True)).to_have_attribute("aria-sort", "ascending")
+    sample.add_service("shop", "north")
+    expect(names).to_have_text(
+        ["cart", "metrics", "north", "orders", "payments", "postgres", "storefront"], use_inner_text=True
+    )
 
 
 def test_a_text_is_copied(visit):

@@ -450,13 +450,16 @@ def test_a_service_deleted_meanwhile_keeps_what_was_typed(administrator, db):
     assert sent_back(response)["ports-0-target"] == "9090"
 
 
-def test_an_open_form_is_told_of_a_change_and_only_of_one(administrator, db):
+@pytest.mark.parametrize("page_path", [EDIT, "/ui/services/shop/web/yaml/"])
+def test_an_open_form_is_told_of_a_change_and_only_of_one(administrator, db, page_path):
     sample.add_node("node-1", "192.0.2.1")
     sample.add_service("shop", "web")
-    path = re.search(r'id="changed" hx-get="([^"]+)"', administrator.get(EDIT).content.decode())[1]
+    path = re.search(r'id="changed" hx-get="([^"]+)"', administrator.get(page_path).content.decode())[1]
     headers = {"HX-Request": "true", "HX-Target": "changed"}
     sample.catch_up()
-    assert "alert" not in administrator.get(path, headers=headers).content.decode()
+    quiet = administrator.get(path, headers=headers).content.decode()
+    assert quiet.startswith('<div id="changed"')
+    assert quiet.count("<div") == 1
     sample.change_service("shop", "web", selector={"app": "other"})
     assert "tester changed this Service" in text_of(administrator.get(path, headers=headers))
     sample.delete_service("shop", "web")
