@@ -116,9 +116,9 @@ class ServiceFilter:
 
     def _ordered(self, services: QuerySet[Service]) -> QuerySet[Service]:
         key, is_turned = self.order
+        # Nothing comes last either way: headless Services after those with an address.
         return services.order_by(
-            *(OrderBy(F(column), descending=is_turned, nulls_last=True) for column in _ORDERS[key][:1]),
-            *(OrderBy(F(column), descending=is_turned and key == _DEFAULT_ORDER) for column in _ORDERS[key][1:]),
+            *(OrderBy(F(column), descending=is_turned, nulls_last=True) for column in _ORDERS[key])
         )
 
     def _in_state(self, services: QuerySet[Service], nodes: NodesView) -> QuerySet[Service]:

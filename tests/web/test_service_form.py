@@ -2,6 +2,7 @@
 
 import json
 import re
+from ipaddress import ip_network
 
 import pytest
 
@@ -380,6 +381,26 @@ def test_a_change_of_type_gives_up_what_the_new_type_lacks(administrator, db):
     assert administrator.post(EDIT, back).status_code == 302
     assert stored()["spec"]["clusterIP"].startswith("10.96.")
     assert "externalName" not in stored()["spec"]
+
+
+def test_a_second_family_is_taken_and_given_up_by_form(administrator, db, settings):
+    settings.TIMONEL_SERVICE_CIDRS = (ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112"))
+    sample.add_service("shop", "web")
+    first = stored()["spec"]["clusterIPs"]
+    assert (
+        administrator.post(EDIT, sent_back(administrator.get(EDIT), family_policy="PreferDualStack")).status_code == 302
+    )
+    both = stored()["spec"]["clusterIPs"]
+    assert both[:1] == first
+    assert f"[{both[1]}]:80" in text_of(administrator.get("/ui/services/shop/web/"))
+    assert shown_by(administrator, both[1]) == ["shop/web"]
+    assert administrator.post(EDIT, sent_back(administrator.get(EDIT), family_policy="SingleStack")).status_code == 302
+    assert stored()["spec"]["clusterIPs"] == first
+
+
+def shown_by(client, text: str) -> list[str]:
+    body = client.get("/ui/services/", {"q": text}).content.decode()
+    return re.findall(r'<a class="fw-bold" href="/ui/services/([^"]+)/"', body)
 
 
 def test_what_the_form_does_not_know_stays(administrator, db):
