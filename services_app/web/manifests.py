@@ -251,7 +251,7 @@ def _write(
     if before is None and base is not None:
         return Outcome(manifest.title, REFUSED, errors=["it was deleted meanwhile"])
     if before is None and dry_run and namespace in made:
-        writing.require_right(request, "create", kind, namespace, document)
+        writing.require_right(request, "create", kind, namespace, before=None, wanted=document)
         after = _judged(kind, document, namespace)
     elif before is None:
         after = json.loads(writing.create(request, kind, document, namespace=namespace, dry_run=dry_run).document)

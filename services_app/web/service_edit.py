@@ -187,7 +187,7 @@ def _try(request: HttpRequest, base: Document, form: ServiceForm, *, dry_run: bo
     except Invalid as err:
         errors += without_echoes(err.errors, errors, form)
         if not errors:
-            problems.append(Problem(err.message))
+            problems.append(Problem.told(err.message))
     except AlreadyExists:
         errors.append(invalid("metadata.name", form.name, f"the namespace {form.namespace} has a Service of this name"))
     except NotFound as err:
@@ -196,9 +196,9 @@ def _try(request: HttpRequest, base: Document, form: ServiceForm, *, dry_run: bo
         elif (err.details or {}).get("kind") == "namespaces":
             errors.append(FieldError("NotFound", "metadata.namespace", form.namespace, "create the Namespace first"))
         else:
-            problems.append(Problem(err.message))
+            problems.append(Problem.told(err.message))
     except ApiError as err:
-        problems.append(Problem(err.message))
+        problems.append(Problem.told(err.message))
     if errors or problems or stored is None:
         return Tried(None, errors, problems)
     return Tried(stored, warnings=objects.warnings(SERVICE, json.loads(stored.document), base or None))

@@ -435,6 +435,13 @@ class Problem:
     text: str
     place: str = ""
 
+    @classmethod
+    def told(cls, message: str) -> "Problem":
+        """A message that may name a field by its path, and leads to it then."""
+        path = re.search(r"\b(?:metadata|spec)\.[\w.\[\]]*\w", message)
+        place = place_of(path[0]) if path else ""
+        return cls(message, f"f-{place}" if place else "")
+
 
 class FormView:
     """A form with its errors, for the templates."""

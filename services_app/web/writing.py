@@ -29,7 +29,7 @@ def create(
     request: HttpRequest, kind: Kind, document: Document, *, namespace: str, dry_run: bool = False
 ) -> store.Stored:
     """Store a new object for the one who asks. Raises Forbidden, and what `store.create` raises."""
-    require_right(request, "create", kind, namespace, document)
+    require_right(request, "create", kind, namespace, before=None, wanted=document)
     return store.create(kind, document, namespace=namespace, actor=_actor_of(request), dry_run=dry_run)
 
 
@@ -46,7 +46,7 @@ def update(
 
     def allowed(current: Document) -> Document:
         wanted = change(current)
-        require_right(request, "update", kind, namespace, wanted)
+        require_right(request, "update", kind, namespace, before=current, wanted=wanted)
         return wanted
 
     return store.update(kind, namespace, name, allowed, actor=_actor_of(request), dry_run=dry_run)
@@ -54,14 +54,19 @@ def update(
 
 def delete(request: HttpRequest, kind: Kind, namespace: str, name: str, *, uid: str) -> store.Stored:
     """Delete the object with this uid for the one who asks. Raises Forbidden, and what `store.delete` raises."""
-    require_right(request, "delete", kind, namespace, {"metadata": {"name": name}})
+    require_right(request, "delete", kind, namespace, before={"metadata": {"name": name}}, wanted=None)
     return store.delete(kind, namespace, name, actor=_actor_of(request), preconditions={"uid": uid})
 
 
-def require_right(request: HttpRequest, verb: str, kind: Kind, namespace: str, wanted: Document) -> None:
-    """Raise Forbidden when the one who asks may not do this; every write of the pages comes through here."""
+def require_right(
+    request: HttpRequest, verb: str, kind: Kind, namespace: str, *, before: Document | None, wanted: Document | None
+) -> None:
+    """Raise Forbidden when the one who asks may not do this; every write of the pages comes through here.
+
+    before: the object as stored, None when it is created. wanted: as it would be stored, None when it is deleted.
+    """
     if not auth.may(request.user, verb, kind, namespace):
-        name = (wanted.get("metadata") or {}).get("name") or ""
+        name = ((wanted or before or {}).get("metadata") or {}).get("name") or ""
         where = f" in namespace {namespace}" if namespace else ""
         raise Forbidden(kind, name, f"{request.user.get_username()} may not {verb} {kind.plural}{where}")
 

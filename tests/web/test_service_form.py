@@ -9,7 +9,16 @@ import pytest
 from services_app import store
 from services_app.models import Change, Service
 from services_app.spec import kinds
-from services_app.web.service_form import Pair, PortInput, ServiceForm, apply_form, from_document, merge, place_of
+from services_app.web.service_form import (
+    Pair,
+    PortInput,
+    Problem,
+    ServiceForm,
+    apply_form,
+    from_document,
+    merge,
+    place_of,
+)
 from tests.web import sample
 from tests.web.test_pages import HOSTILE, MarkupNames, text_of
 
@@ -200,6 +209,12 @@ def test_two_changes_of_different_fields_are_merged_and_the_same_field_is_named(
 )
 def test_every_path_of_an_error_has_its_place(path, place):
     assert place_of(path) == place
+
+
+def test_a_message_that_names_a_field_leads_to_it():
+    told = Problem.told('services "web" is forbidden: User "ana" cannot set spec.externalIPs to 192.0.2.9: no right')
+    assert told.place == "f-external_ips"
+    assert Problem.told("the namespace is being terminated").place == ""
 
 
 # Creating
