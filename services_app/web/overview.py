@@ -22,6 +22,7 @@ from services_app.web.liveness import (
 )
 
 NODES_PER_PAGE = 10
+NUL = "\x00"  # PostgreSQL refuses a text that holds it, so nothing stored does
 LAG_DEPTH = 1000  # "behind by 1,000+" beyond this
 
 

@@ -14,11 +14,10 @@ from services_app.models import ClusterIPClaim, EndpointSlice, Namespace, NodePo
 from services_app.spec.errors import BadRequest
 from services_app.spec.selectors import Requirement, Selector, parse_label_selector
 from services_app.spec.service import TYPES
-from services_app.web.overview import NodesView, ServiceRow, service_row, slices_of
+from services_app.web.overview import NUL, NodesView, ServiceRow, service_row, slices_of
 
 SERVICES_PER_PAGE = 50
 NAMESPACES_OFFERED = 1000
-NUL = "\x00"  # PostgreSQL refuses a text that holds it, so nothing stored does
 HEADLESS = "Headless"
 
 STATES = {

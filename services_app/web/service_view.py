@@ -17,8 +17,7 @@ from services_app.plan.routing import Record, plan_records
 from services_app.spec import kinds
 from services_app.spec.service import AFFINITY_TIMEOUT_S
 from services_app.web.liveness import SEVERITY, Holding, NodeReport, holding_of
-from services_app.web.overview import EndpointRow, NodesView, ServiceRow, endpoint_rows, service_row, slices_of
-from services_app.web.service_list import NUL
+from services_app.web.overview import NUL, EndpointRow, NodesView, ServiceRow, endpoint_rows, service_row, slices_of
 from services_app.web.yaml_text import DiffLine, changed_paths, differences, highlighted, to_yaml, writable
 
 Document = dict[str, Any]
