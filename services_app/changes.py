@@ -6,6 +6,8 @@ written object a revision of its own, without holes and in commit order. Readers
 
 import json
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 CHANNEL = "timonel:changes"
 BASE_OWNER = "*"  # a change of what every node holds besides Services
 KEPT_FOR = timedelta(hours=1)
+WAKE_PAUSE_S = 0.03  # between two wakes of the pushers by one process: the first change goes at once, a burst together
 
 # Called after every commit that touched what nodes hold; set once by the layer that pushes.
 wake_pushers: list[Callable[[], None]] = []
@@ -85,28 +88,75 @@ class Writer:
             )
         )
 
-    def finish(self) -> None:
-        """Store the log rows and the counter; readers hear of them after the commit."""
+    def finish(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """The statements that store the log rows and the counter; readers hear of them after the commit."""
         if not self.rows:
-            return
-        with connection.cursor() as cursor:
-            values = [[getattr(row, name) for name in _COLUMNS] for row in self.rows]
-            marks = ", ".join(["(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"] * len(values))
-            cursor.execute(f"{_INSERT} VALUES {marks}", [value for row in values for value in row])
-            cursor.execute("UPDATE services_app_controlplane SET revision = %s WHERE id = 1", [self.revision])
+            return []
+        marks = ", ".join(["(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"] * len(self.rows))
+        values = tuple(getattr(row, name) for row in self.rows for name in _COLUMNS)
         head, for_nodes = self.revision, any(row.owner for row in self.rows)
         transaction.on_commit(lambda: announce(head, for_nodes=for_nodes))
+        return [
+            (f"{_INSERT} VALUES {marks}", values),
+            ("UPDATE services_app_controlplane SET revision = %s WHERE id = 1", (self.revision,)),
+        ]
+
+
+class _Announcer:
+    """Tells of commits from a thread of its own: the client's answer does not wait for it, and a burst is told once."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._head = 0
+        self._for_nodes = False
+        self._wake_after = 0.0
+
+    def tell(self, head: int, *, for_nodes: bool) -> None:
+        with self._condition:
+            self._head = max(self._head, head)
+            self._for_nodes = self._for_nodes or for_nodes
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="announcing", daemon=True)
+                self._thread.start()
+            self._condition.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._head and not self._wakes_now():
+                    pause = self._wake_after - time.monotonic() if self._for_nodes else None
+                    self._condition.wait(pause)
+                head, self._head = self._head, 0
+                wakes = self._wakes_now()
+                if wakes:
+                    self._for_nodes = False
+                    self._wake_after = time.monotonic() + WAKE_PAUSE_S
+            if head:
+                _publish(head)
+            if wakes:
+                for wake in wake_pushers:
+                    wake()
+
+    def _wakes_now(self) -> bool:
+        return self._for_nodes and time.monotonic() >= self._wake_after
+
+
+_announcer = _Announcer()
 
 
 def announce(head: int, *, for_nodes: bool) -> None:
-    """Wake watchers, and pushers when nodes are concerned. A hint only: without Redis they poll."""
+    """Wake watchers soon, and pushers when nodes are concerned. A hint only: without Redis, or when this process ends
+    at once, they poll.
+    """
+    _announcer.tell(head, for_nodes=for_nodes)
+
+
+def _publish(head: int) -> None:
     try:
         _redis().publish(CHANNEL, str(head))
     except redis.RedisError as err:
         logger.warning("cannot announce revision %s: %s reason=redis_away", head, err)
-    if for_nodes:
-        for wake in wake_pushers:
-            wake()
 
 
 _client: redis.Redis | None = None

@@ -1,22 +1,41 @@
-"""The outermost ASGI application: watches go to the event loop, all else to Django."""
+"""The outermost ASGI application: watches go to the event loop, API requests to a thread, all else to Django.
 
+Django's own ASGI handler would run each of its middlewares in a thread of its own, one after the other: some twenty
+changes of thread a request, more work than the request itself. Here the whole of an API request is one.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qs
 
+from django.conf import settings
+from django.core import signals
 from django.core.asgi import get_asgi_application
+from django.core.handlers.asgi import ASGIRequest
+from django.core.handlers.base import BaseHandler
+from django.db import connections
+from django.http import HttpResponse
+from django.urls import set_script_prefix
 
 from services_app.api import paths, watch
+from services_app.api.views import MAX_BODY_BYTES, error_response
+from services_app.spec.errors import RequestTooLarge
 
 _django = get_asgi_application()
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    if scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(("/api/", "/apis/")):
+    is_api = scope["type"] == "http" and scope["path"].startswith(("/api/", "/apis/"))
+    if is_api and scope["method"] == "GET":
         target = paths.parse(scope["path"])
         if target is not None and not target.subresource and (target.watch or (not target.name and _asks(scope))):
             await watch.serve(scope, receive, send, target)
             return
-    if scope["type"] == "http":
+    if is_api:
+        await _requests.serve(scope, receive, send)
+    elif scope["type"] == "http":
         await _django(scope, receive, send)
     elif scope["type"] == "websocket":
         await receive()
@@ -29,3 +48,54 @@ def _asks(scope: dict[str, Any]) -> bool:
         return False
     value = parse_qs(query.decode(), keep_blank_values=True).get("watch", ["false"])[-1]
     return value.lower() in ("1", "t", "true", "")
+
+
+class _Requests(BaseHandler):
+    """Django's middlewares and views, all of a request in one thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load_middleware()
+        self._threads = ThreadPoolExecutor(settings.DATABASE_POOL_SIZE, thread_name_prefix="api")
+
+    async def serve(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        body = await _read(receive)
+        if body is None:
+            return  # the client is gone
+        response, content = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, scope, body)
+        headers = [(name.encode("ascii"), value.encode("latin1")) for name, value in response.items()]
+        headers += [(b"Set-Cookie", cookie.output(header="").strip().encode()) for cookie in response.cookies.values()]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def _answer(self, scope: dict[str, Any], body: bytes) -> tuple[HttpResponse, bytes]:
+        """The response and its content, everything released that the request took."""
+        set_script_prefix(scope.get("root_path", ""))
+        signals.request_started.send(sender=self.__class__, scope=scope)
+        if len(body) > MAX_BODY_BYTES:
+            response = error_response(RequestTooLarge(f"Request entity too large: limit is {MAX_BODY_BYTES}"))
+        else:
+            response = self.get_response(ASGIRequest(scope, BytesIO(body)))  # type: ignore[assignment]
+        try:
+            return response, response.content
+        finally:
+            response.close()
+            connections.close_all()  # back to the pool: this thread may rest for long
+
+
+async def _read(receive: Any) -> bytes | None:
+    """The request's body, cut off just above the limit; None when the client left."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        if size <= MAX_BODY_BYTES:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+_requests = _Requests()

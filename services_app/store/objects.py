@@ -216,6 +216,7 @@ def _create_once(
             document = _as_kubelet(document, now)
         text = tx.insert(kind, document)
         if dry_run:
+            tx.send()
             del metadata["resourceVersion"]
             raise _DryRun(Stored(encode(document), 0, created=True))
         revision = tx.log.revision

@@ -6,6 +6,7 @@ What merely moves (applied revisions, timings) stays in NodeSync.
 import json
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Min, Q
@@ -92,12 +93,12 @@ def settle_programmed(*, actor: Actor | None = None) -> int:
     waiting = models.Service.objects.filter(~Q(programmed=True), changed_revision__lte=floor)
     written = 0
     while True:
-        names = [*waiting.order_by("changed_revision").values_list("namespace", "name")[:AT_ONCE]]
+        rows = waiting.order_by("changed_revision").values_list("uid", "namespace", "name")[:AT_ONCE]
         rejected = _rejections()
-        names = [key for key in names if f"{key[0]}/{key[1]}" not in rejected]
-        if not names:
+        uids = [uid for uid, namespace, name in rows if f"{namespace}/{name}" not in rejected]
+        if not uids:
             break
-        count = _settle(names, floor, actor)
+        count = _settle(uids, floor, actor)
         written += count
         if not count:
             break
@@ -114,18 +115,15 @@ def _rejections() -> dict[str, tuple[str, dict[str, str]]]:
     return found
 
 
-def _settle(names: list[tuple[str, str]], floor: int, actor: Actor) -> int:
+def _settle(uids: list[UUID], floor: int, actor: Actor) -> int:
     now = timezone.now()
     condition = _condition("True", "AllNodes", "Every reachable node holds the newest spec.", now)
     written = 0
     with transaction.atomic():
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
-        for namespace, name in names:
-            # Again under the counter row: what was true a moment ago may not be.
-            row = models.Service.objects.filter(namespace=namespace, name=name, changed_revision__lte=floor)
-            text = row.values_list("document", flat=True).first()
-            if text is None:
-                continue
+        # Again under the counter row: what was true a moment ago may not be.
+        rows = models.Service.objects.filter(uid__in=uids, changed_revision__lte=floor).order_by("changed_revision")
+        for text in [*rows.values_list("document", flat=True)]:
             document = json.loads(text)
             if _put_condition(document, condition):
                 tx.update(kinds.SERVICE, document, text)

@@ -6,6 +6,7 @@ the counter sees everything committed before, so nothing that endpoints depend o
 
 import json
 import random
+from contextlib import ExitStack
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -42,6 +43,14 @@ def name_suffix() -> str:
 # time under the counter row.
 
 
+_SLICES_SQL = (
+    "SELECT managed_by, document FROM services_app_endpointslice"
+    " WHERE namespace = %s AND service_name = %s AND managed_by = ANY(%s) ORDER BY name"
+)
+_ENDPOINTS_SQL = "SELECT document FROM services_app_endpoints WHERE namespace = %s AND name = %s"
+_PODS_SQL = "SELECT endpoint FROM services_app_pod WHERE namespace = %s AND labels @> %s AND endpoint IS NOT NULL"
+
+
 @cache
 def _insert_sql(kind: Kind, columns: tuple[str, ...]) -> str:
     names = ("uid", "namespace", "name", "revision", "created_at", "labels", "document", *columns)
@@ -60,30 +69,20 @@ def _value(value: Any) -> Any:
     return Jsonb(value) if isinstance(value, dict) else value
 
 
-def _rows(sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """The rows of a query; JSON columns come as text (Django turns psycopg's own loader off)."""
-    with connection.cursor() as cursor:
-        cursor.execute(sql, values)
-        return cursor.fetchall()
-
-
-def _document(sql: str, *values: Any) -> Document | None:
-    """The document of the one row a query finds, None when it finds none."""
-    found = _rows(sql, *values)
-    return json.loads(found[0][0]) if found else None
-
-
 def _new_name(prefix: str) -> str:
     return prefix + name_suffix()
 
 
-def _execute(sql: str, *values: Any) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, values)
+Statement = tuple[str, tuple[Any, ...]]
+Rows = list[tuple[Any, ...]]
 
 
 class Transaction:
-    """The writes of one request. Use inside `transaction.atomic`; call `finish` last."""
+    """The writes of one request. Use inside `transaction.atomic`; call `finish` last.
+
+    Writes wait until something is read here, or for `finish`: they go to the database together, in one round trip, as
+    the counter row is held all the while. A violation of uniqueness shows then.
+    """
 
     def __init__(self, *, user: str, request_id: str, now: datetime) -> None:
         self.now = now
@@ -92,11 +91,13 @@ class Transaction:
         self.affected: dict[tuple[str, str], Document | None] = {}
         self.touched: set[tuple[str, str]] = set()  # Services whose rendering changed without a write of their own
         self.written: set[tuple[str, str]] = set()  # Services whose row says so already
+        self._waiting: list[Statement] = []
+        self._inserted: dict[str, tuple[Kind, str]] = {}  # table -> what was last inserted into it
 
     # Objects
 
     def insert(self, kind: Kind, document: Document) -> str:
-        """Store a new object and return its text. Raises AlreadyExists."""
+        """Store a new object and return its text. `finish`, or the next reading, raises AlreadyExists."""
         metadata = document["metadata"]
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
@@ -112,12 +113,8 @@ class Transaction:
             Jsonb(metadata.get("labels") or {}),
             text,
         )
-        try:
-            _execute(_insert_sql(kind, tuple(columns)), *values, *map(_value, columns.values()))
-        except IntegrityError as err:
-            if "name_is_unique" in str(err):
-                raise AlreadyExists(kind, metadata["name"]) from err
-            raise
+        self._write(_insert_sql(kind, tuple(columns)), *values, *map(_value, columns.values()))
+        self._inserted[model_of(kind)._meta.db_table] = kind, metadata["name"]
         self._note(kind, document, text, "ADDED", None)
         return text
 
@@ -131,7 +128,7 @@ class Transaction:
             columns["changed_revision"] = self.log.revision
         labels = Jsonb(metadata.get("labels") or {})
         sql = _update_sql(kind, tuple(columns))
-        _execute(sql, self.log.revision, labels, text, *map(_value, columns.values()), UUID(metadata["uid"]))
+        self._write(sql, self.log.revision, labels, text, *map(_value, columns.values()), UUID(metadata["uid"]))
         self._note(kind, document, text, "MODIFIED", previous)
         return text
 
@@ -140,7 +137,7 @@ class Transaction:
         metadata = document["metadata"]
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
-        _execute(f"DELETE FROM {model_of(kind)._meta.db_table} WHERE uid = %s", UUID(metadata["uid"]))
+        self._write(f"DELETE FROM {model_of(kind)._meta.db_table} WHERE uid = %s", UUID(metadata["uid"]))
         self._note(kind, document, text, "DELETED", previous)
         return text
 
@@ -151,13 +148,45 @@ class Transaction:
             self._derive(namespace, name, self.affected.pop((namespace, name)))
         # Everything here commits at once, so any revision of this transaction says the same to a node.
         for namespace, name in sorted(self.touched - self.written):
-            _execute(
+            self._write(
                 "UPDATE services_app_service SET changed_revision = %s WHERE namespace = %s AND name = %s",
                 self.log.revision,
                 namespace,
                 name,
             )
-        self.log.finish()
+        for sql, values in self.log.finish():
+            self._write(sql, *values)
+        self.send()
+
+    # The database
+
+    def _write(self, sql: str, *values: Any) -> None:
+        self._waiting.append((sql, values))
+
+    def _rows(self, sql: str, *values: Any) -> Rows:
+        """The rows of a query; JSON columns come as text (Django turns psycopg's own loader off)."""
+        return self.send((sql, values))[0]
+
+    def send(self, *questions: Statement) -> list[Rows]:
+        """Send what waits and then questions, all in one round trip; the rows of each question."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting and not questions:
+            return []
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(connection.wrap_database_errors)
+                stack.enter_context(connection.connection.pipeline())
+                for sql, values in waiting:
+                    stack.enter_context(connection.cursor()).execute(sql, values)
+                cursors = [stack.enter_context(connection.cursor()) for _ in questions]
+                for cursor, (sql, values) in zip(cursors, questions, strict=True):
+                    cursor.execute(sql, values)
+                return [cursor.fetchall() for cursor in cursors]
+        except IntegrityError as err:
+            diagnosis = getattr(err.__cause__, "diag", None)
+            if diagnosis is not None and "name_is_unique" in (diagnosis.constraint_name or ""):
+                raise AlreadyExists(*self._inserted[diagnosis.table_name]) from err
+            raise
 
     def _note(self, kind: Kind, document: Document, text: str, verb: str, previous: str | None) -> None:
         before = json.loads(previous) if previous is not None else None
@@ -197,7 +226,7 @@ class Transaction:
                 self._affect_selecting(namespace, labels)
 
     def _affect_selecting(self, namespace: str, labels: dict[str, str]) -> None:
-        rows = _rows(
+        rows = self._rows(
             "SELECT name, selector FROM services_app_service WHERE namespace = %s AND selector_pair = ANY(%s) ORDER BY name",
             namespace,
             endpoints.label_pairs(labels),
@@ -230,40 +259,36 @@ class Transaction:
         service: its document, when at hand.
         """
         if service is None:
-            service = _document(
+            found = self._rows(
                 "SELECT document FROM services_app_service WHERE namespace = %s AND name = %s", namespace, name
             )
+            service = json.loads(found[0][0]) if found else None
         if service is not None and service["metadata"].get("deletionTimestamp"):
             return
+        selector = service["spec"]["selector"] if service is not None and endpoints.has_endpoints(service) else None
+        slice_rows, endpoints_rows, *pod_rows = self.send(
+            (_SLICES_SQL, (namespace, name, [*DERIVED_BY])),
+            (_ENDPOINTS_SQL, (namespace, name)),
+            *([(_PODS_SQL, (namespace, Jsonb(selector)))] if selector else []),
+        )
         slices: dict[str, dict[str, tuple[Document, str]]] = {controller: {} for controller in DERIVED_BY}
-        for managed_by, text in _rows(
-            "SELECT managed_by, document FROM services_app_endpointslice"
-            " WHERE namespace = %s AND service_name = %s AND managed_by = ANY(%s) ORDER BY name",
-            namespace,
-            name,
-            [*DERIVED_BY],
-        ):
+        for managed_by, text in slice_rows:
             document = json.loads(text)
             slices[managed_by][document["metadata"]["uid"]] = document, text
+        stored = endpoints_rows[0][0] if endpoints_rows else None
         affected_before = dict(self.affected)
         if service is not None:
-            self._derive_from_pods(service, slices[endpoints.SLICE_CONTROLLER])
-        self._derive_mirror(namespace, name, service, slices[mirroring.MIRROR_CONTROLLER])
+            pods = [json.loads(pod) for rows in pod_rows for (pod,) in rows]
+            self._derive_from_pods(service, pods, slices[endpoints.SLICE_CONTROLLER], stored)
+        self._derive_mirror(service, stored, slices[mirroring.MIRROR_CONTROLLER])
         # Our own writes to derived objects are no reason to derive again.
         self.affected = affected_before
 
-    def _derive_from_pods(self, service: Document, slices: dict[str, tuple[Document, str]]) -> None:
+    def _derive_from_pods(
+        self, service: Document, pods: list[Document], slices: dict[str, tuple[Document, str]], stored: str | None
+    ) -> None:
+        """stored: the text of the Endpoints object of the Service's name, None when there is none."""
         now = timestamp(self.now)
-        pods: list[Document] = []
-        if endpoints.has_endpoints(service):
-            pods = [
-                json.loads(pod)
-                for (pod,) in _rows(
-                    "SELECT endpoint FROM services_app_pod WHERE namespace = %s AND labels @> %s AND endpoint IS NOT NULL",
-                    service["metadata"]["namespace"],
-                    Jsonb(service["spec"]["selector"]),
-                )
-            ]
         plan = endpoints.plan_slices(
             service,
             pods,
@@ -274,23 +299,26 @@ class Transaction:
             capacity=settings.TIMONEL_MAX_ENDPOINTS_PER_SLICE,
         )
         self._carry_out(plan, slices)
-        self._derive_endpoints(service, pods, now)
+        if endpoints.has_endpoints(service):
+            existing = json.loads(stored) if stored is not None else None
+            planned = endpoints.plan_endpoints(service, pods, existing, now=now)
+            if planned is not None and stored is None:
+                self._insert_derived(kinds.ENDPOINTS, planned)
+            elif planned is not None and stored is not None:
+                self.update(kinds.ENDPOINTS, planned, stored)
 
     def _derive_mirror(
-        self, namespace: str, name: str, service: Document | None, slices: dict[str, tuple[Document, str]]
+        self, service: Document | None, stored: str | None, slices: dict[str, tuple[Document, str]]
     ) -> None:
-        found = None
-        if service is not None and not service["spec"].get("selector"):
-            found = _document(
-                "SELECT document FROM services_app_endpoints WHERE namespace = %s AND name = %s", namespace, name
-            )
-        if found is not None or slices:
-            plan = mirroring.plan_mirror(
-                service, found, [document for document, _ in slices.values()], new_name=_new_name
-            )
-            self._carry_out(plan, slices)
-            if found is not None and (plan.create or plan.update):
-                self._tell_what_is_left_out(found)
+        """stored: as for _derive_from_pods."""
+        by_hand = service is not None and not service["spec"].get("selector") and stored is not None
+        if not by_hand and not slices:
+            return
+        found = json.loads(stored) if by_hand and stored is not None else None
+        plan = mirroring.plan_mirror(service, found, [document for document, _ in slices.values()], new_name=_new_name)
+        self._carry_out(plan, slices)
+        if found is not None and (plan.create or plan.update):
+            self._tell_what_is_left_out(found)
 
     def _tell_what_is_left_out(self, document: Document) -> None:
         left_out = mirroring.addresses_left_out(document)
@@ -315,27 +343,8 @@ class Transaction:
         """Node -> its zone, "" for none; a Node that does not exist is missing."""
         if not nodes:
             return {}
-        rows = _rows("SELECT name, labels FROM services_app_node WHERE name = ANY(%s)", [*nodes])
+        rows = self._rows("SELECT name, labels FROM services_app_node WHERE name = ANY(%s)", [*nodes])
         return {name: json.loads(labels).get(endpoints.ZONE, "") for name, labels in rows}
-
-    def _derive_endpoints(self, service: Document, pods: list[Document], now: str) -> None:
-        metadata = service["metadata"]
-        if not endpoints.has_endpoints(service):
-            return
-        found = _rows(
-            "SELECT document FROM services_app_endpoints WHERE namespace = %s AND name = %s",
-            metadata["namespace"],
-            metadata["name"],
-        )
-        text = found[0][0] if found else None
-        existing = json.loads(text) if text is not None else None
-        planned = endpoints.plan_endpoints(service, pods, existing, now=now)
-        if planned is None:
-            return
-        if text is None:
-            self._insert_derived(kinds.ENDPOINTS, planned)
-        else:
-            self.update(kinds.ENDPOINTS, planned, text)
 
     def _insert_derived(self, kind: Kind, document: Document) -> None:
         metadata = document["metadata"]
@@ -351,13 +360,15 @@ class Transaction:
         wanted = {group_key(port) for port in spec.get("ports") or ()} if routed else set()
         have: set[str] = set()
         if not is_new:
-            have = {port for (port,) in _rows("SELECT port FROM services_app_endpointgroup WHERE service_id = %s", uid)}
+            have = {
+                port for (port,) in self._rows("SELECT port FROM services_app_endpointgroup WHERE service_id = %s", uid)
+            }
         if have - wanted:
             sql = "DELETE FROM services_app_endpointgroup WHERE service_id = %s AND port = ANY(%s)"
-            _execute(sql, uid, [*(have - wanted)])
+            self._write(sql, uid, [*(have - wanted)])
         if wanted - have:
             sql = "INSERT INTO services_app_endpointgroup (service_id, port, policy) SELECT %s, unnest(%s::text[]), 'Cluster'"
-            _execute(sql, uid, sorted(wanted - have))
+            self._write(sql, uid, sorted(wanted - have))
 
 
 def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str | None:
