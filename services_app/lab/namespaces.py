@@ -105,7 +105,7 @@ def outcome(reply: "Future[Message]", wait_s: float = 30.0) -> Message:
 
 
 class Place:
-    """One host, container or switch. Its address is set by the lab that wires it."""
+    """One host, container or switch. Its addresses, of IPv4 and IPv6, are set by the lab that wires it."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Place:
         """directory: of this place alone, made here. private: files of its own over this machine's; files,
         append and erase change them before anything runs. Raises LabError."""
         self.name = name
-        self.address = ""
+        self.address = self.address6 = ""
         self._directory = directory
         directory.mkdir(parents=True)
         config = {

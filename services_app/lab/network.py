@@ -8,7 +8,8 @@
          |                |                |
       10.x.101.0/24    10.x.102.0/24    10.x.103.0/24     container bridges, first container .11
 
-Nodes know each other's container networks, as an operator would set it up; client and neighbour do not. This
+Every address has an IPv6 one beside it with the same numbers: 10.x.y.z is fd74:x:0:y::z. Nodes know each other's
+container networks, as an operator would set it up; client and neighbour do not. This
 machine gains one veth end with the address 10.x.0.1/24 and forwards nothing.
 """
 
@@ -62,6 +63,12 @@ class Container(Place):
         """One more address in its node's container network, 10.x.y.NUMBER; 100 and up are free."""
         address = f"{self.address.rpartition('.')[0]}.{number}"
         self.run(["ip", "address", "replace", f"{address}/24", "dev", "eth0"])
+        return address
+
+    def add_address6(self, number: int) -> str:
+        """The same for IPv6, fd74:x:0:y::NUMBER."""
+        address = f"{self.address6.rpartition(':')[0]}:{number}"
+        self.run(["ip", "address", "replace", f"{address}/64", "dev", "eth0"])
         return address
 
 
@@ -267,12 +274,15 @@ class Lab:
             at_switch += [f"link set {name} master br0", f"link set {name} up"]
         at_switch += [
             f"address add {p}.0.254/24 dev br0",
+            f"address add {ipv6_of(f'{p}.0.254')}/64 dev br0",
             f"link add client type veth peer name eth0 netns {self.client.pid}",
             "link set client up",
             f"address add {p}.1.254/24 dev client",
+            f"address add {ipv6_of(f'{p}.1.254')}/64 dev client",
         ]
         _batch(self.switch, at_switch)
-        self.switch.run(["/bin/sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
+        for setting in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            self.switch.run(["/bin/sh", "-c", f"echo 1 >/proc/sys/net/{setting}"])
 
         self._address(self.client, f"{p}.1.10", f"{p}.1.254")
         self._address(self.neighbour, f"{p}.0.200", f"{p}.0.254")
@@ -282,7 +292,7 @@ class Lab:
             list(pool.map(self._wire_node, range(1, len(self.nodes) + 1), self.nodes))
 
     def _address(self, place: Place, address: str, gateway: str) -> None:
-        place.address = address
+        place.address, place.address6 = address, ipv6_of(address)
         _batch(
             place,
             [
@@ -290,6 +300,8 @@ class Lab:
                 "link set eth0 up",
                 f"address add {address}/24 dev eth0",
                 f"route add default via {gateway}",
+                f"address add {place.address6}/64 dev eth0",
+                f"route add default via {ipv6_of(gateway)}",
             ],
         )
 
@@ -299,6 +311,7 @@ class Lab:
             f"link add {CONTAINER_BRIDGE} type bridge forward_delay 0",
             f"link set {CONTAINER_BRIDGE} up",
             f"address add {p}.{100 + number}.1/24 dev {CONTAINER_BRIDGE}",
+            f"address add {ipv6_of(f'{p}.{100 + number}.1')}/64 dev {CONTAINER_BRIDGE}",
         ]
         for j, container in enumerate(node.containers, start=1):
             lines += [
@@ -308,7 +321,9 @@ class Lab:
             ]
         for other in range(1, len(self.nodes) + 1):
             if other != number:
-                lines.append(f"route add {p}.{100 + other}.0/24 via {p}.0.{10 + other}")
+                gateway = f"{p}.0.{10 + other}"
+                lines.append(f"route add {p}.{100 + other}.0/24 via {gateway}")
+                lines.append(f"route add {ipv6_of(f'{p}.{100 + other}.0')}/64 via {ipv6_of(gateway)}")
         _batch(node, lines)
         node.run(["/bin/sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
         for j, container in enumerate(node.containers, start=1):
@@ -365,6 +380,12 @@ def remove_leftovers() -> list[str]:
             shutil.rmtree(directory, ignore_errors=True)
             removed.append(directory.name)
     return removed
+
+
+def ipv6_of(address: str) -> str:
+    """The lab's IPv6 address beside an IPv4 one: fd74:x:0:y::z for 10.x.y.z, with the same decimal digits."""
+    _, second, third, last = address.split(".")
+    return str(ipaddress.IPv6Address(f"fd74:{second}:0:{third}::{last}"))
 
 
 def _batch(place: Place, lines: Iterable[str]) -> None:

@@ -82,6 +82,9 @@ def _furnish(libc: ctypes.CDLL, config: Message) -> None:
     libc.sethostname(config["hostname"].encode(), len(config["hostname"]))
     mount("none", "/", "", MS_REC | MS_PRIVATE, "")
     mount("proc", "/proc", "proc", MS_NOSUID, "")
+    with contextlib.suppress(OSError), open("/proc/sys/net/ipv6/conf/default/accept_dad", "w") as file:
+        # Otherwise an IPv6 address can hardly be used for two seconds: the kernel asks whether somebody has it.
+        file.write("0\n")
     with contextlib.suppress(OSError):  # only for /sys/class/net; refused in some containers
         mount("sysfs", "/sys", "sysfs", MS_NOSUID, "")
     if not config["private"]:
@@ -157,10 +160,14 @@ def _reason(err: OSError) -> str:
     return (err.strerror or str(err)).lower()
 
 
+def family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def ask_once(protocol: str, host: str, port: int, timeout_s: float) -> Message:
     """What the backend behind host and port says about itself and about this client."""
     kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
-    with socket.socket(socket.AF_INET, kind) as s:
+    with socket.socket(family_of(host), kind) as s:
         s.settimeout(timeout_s)
         s.connect((host, port))
         if protocol == "udp":
@@ -270,7 +277,7 @@ class Stream(threading.Thread):
 
     def _kept_connection(self) -> Callable[[], Message]:
         protocol, host, port, timeout_s = self.target
-        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
+        s = socket.socket(family_of(host), socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM)
         s.settimeout(timeout_s)
         s.connect((host, port))
         if protocol == "tcp":
