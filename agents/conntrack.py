@@ -1,7 +1,8 @@
 """Flows the kernel remembers for UDP: where an endpoint went away they would go there for ever.
 
 A TCP connection ends by itself; a UDP flow lives as long as packets keep coming. So after a commit the flows of a
-group to endpoints it lost are forgotten, and those to an address that has just become a Service's.
+group to endpoints it lost are forgotten, and those to an address that has just become a Service's. Connections carry
+the group id as their mark; a frontend with the Local policy leads to two groups (`to_cluster`).
 """
 
 from __future__ import annotations
@@ -13,44 +14,83 @@ from agents.errors import AgentError
 from agents.state import Change
 
 UNTRANSLATED = ["--mark", "0"]
+_GROUP = 0x0FFFFFFF
 
 
 class UdpFlows:
-    """Knows which groups are UDP, and forgets flows after changes."""
+    """Knows which groups of an address family are UDP, and says which flows end with a change."""
 
-    def __init__(self) -> None:
-        self._frontends: dict[str, set[str]] = {}  # group -> its UDP frontends and node ports
+    def __init__(self, family: str) -> None:
+        """family: "ipv4" or "ipv6", as conntrack says it."""
+        self._family = ["-f", family]
+        self._frontends: dict[str, set[str]] = {}  # mark -> its UDP frontends and node ports
+        self._groups: dict[str, set[str]] = {}  # mark with flags -> the groups its connections may have
+        self._marks: dict[str, set[str]] = {}  # the same, the other way round
 
     def refill(self, elements: Iterable[tuple[str, str]]) -> None:
         """Start again from all elements."""
-        self._frontends = {}
+        self._frontends, self._groups, self._marks = {}, {}, {}
         for key, value in elements:
             if is_udp_frontend(key):
                 self._frontends.setdefault(value, set()).add(key)
+                self._relate(value, _group(value))
+            elif key.startswith("to_cluster "):
+                self._relate(key.split()[1], value)
 
     def follow(self, change: Change) -> list[list[str]]:
-        """Note a change; the conntrack commands to run once it is committed."""
-        groups = set(self._frontends)
+        """Note a change; the arguments of the conntrack commands to run once it is committed. O(change)."""
+        for key, value in change.adds.items():
+            if is_udp_frontend(key):
+                self._relate(value, _group(value))
+            elif key.startswith("to_cluster "):
+                self._relate(key.split()[1], value)
+        lost = sorted(_lost(change))
+        were_udp = {group for group, _, _ in lost if self._is_udp(group)}
         commands: list[list[str]] = []
-        for key, group in change.deletes.items():
+        for key, mark in change.deletes.items():
             if is_udp_frontend(key):
-                self._frontends.get(group, set()).discard(key)
-                if change.adds.get(key) != group:
-                    commands.append([*_to(key), "--mark", group])
-        for key, group in change.adds.items():
+                self._frontends.get(mark, set()).discard(key)
+                if change.adds.get(key) != mark:
+                    commands += [[*_to(key), "--mark", group] for group in sorted(self._groups.get(mark, ()))]
+        for key, mark in change.adds.items():
             if is_udp_frontend(key):
-                self._frontends.setdefault(group, set()).add(key)
+                self._frontends.setdefault(mark, set()).add(key)
                 if key not in change.deletes:
                     # What was sent there before it was a Service's address.
                     commands.append([*_to(key), *UNTRANSLATED])
-        groups |= {group for group, keys in self._frontends.items() if keys}
-        for group in [group for group, keys in self._frontends.items() if not keys]:
-            del self._frontends[group]
-        return commands + [
+        commands += [
             ["--mark", group, "--reply-src", address, "--reply-port-src", port]
-            for group, address, port in sorted(_lost(change))
-            if group in groups
+            for group, address, port in lost
+            if group in were_udp or self._is_udp(group)
         ]
+        self._forget(change)
+        return [[*self._family, *command] for command in commands]
+
+    def _is_udp(self, group: str) -> bool:
+        return any(self._frontends.get(mark) for mark in self._marks.get(group, ()))
+
+    def _forget(self, change: Change) -> None:
+        for key, value in change.deletes.items():
+            if is_udp_frontend(key) and not self._frontends.get(value):
+                self._frontends.pop(value, None)
+                self._unrelate(value, _group(value))
+            elif key.startswith("to_cluster ") and change.adds.get(key) != value:
+                self._unrelate(key.split()[1], value)
+
+    def _relate(self, mark: str, group: str) -> None:
+        self._groups.setdefault(mark, set()).add(group)
+        self._marks.setdefault(group, set()).add(mark)
+
+    def _unrelate(self, mark: str, group: str) -> None:
+        for index, key, value in ((self._groups, mark, group), (self._marks, group, mark)):
+            index.get(key, set()).discard(value)
+            if not index.get(key):
+                index.pop(key, None)
+
+
+def _group(mark: str) -> str:
+    """The group id in a frontend's mark, without flags."""
+    return f"0x{int(mark, 16) & _GROUP:08x}"
 
 
 def _lost(change: Change) -> set[tuple[str, str, str]]:

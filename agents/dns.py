@@ -244,6 +244,8 @@ class Names:
             "    num-threads: 1",
             '    module-config: "iterator"',
             "    do-not-query-localhost: no",
+            # With a Service's SRV record come its addresses.
+            "    minimal-responses: no",
             "    hide-identity: yes",
             "    hide-version: yes",
             *(f'    local-zone: "{zone}" transparent' for zone in zones.all),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
 import socket
+import time
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,15 @@ from agents import process
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
+logger = logging.getLogger(__name__)
+
 Problem = dict[str, Any]
 
 ROUTE_PROTOCOL = "84"  # marks our routes in the kernel's tables
+FORWARDING = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+# IP version -> the resource that holds the node's address; one host has at most one of each that counts
+_NODE_ADDRESS = {4: "node-address", 6: "node-address6"}
+_SYSCTL = Path("/proc/sys")
 _DOMAIN = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?)(?:\.[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9])?)*")
 # command -> (package, what it is for, reason when it is missing)
 _TOOLS = {
@@ -111,10 +119,7 @@ def let_bridges_turn_back() -> None:
     Where they do not, the kernel turns the packet back inside the bridge, which a port does only in hairpin mode. As
     kubelet, set it on the ports of containers and never on those of real links. Raises AgentError HostFailed.
     """
-    try:
-        if Path("/proc/sys/net/bridge/bridge-nf-call-iptables").read_text().strip() != "1":
-            return
-    except OSError:
+    if "1" not in (_sysctl("net/bridge/bridge-nf-call-iptables"), _sysctl("net/bridge/bridge-nf-call-ip6tables")):
         return
     for link in json.loads(_ip("-j", "-d", "link", "show", "type", "veth") or "[]"):
         port = link.get("linkinfo", {})
@@ -127,12 +132,12 @@ def check(key: str, value: str) -> None:
     word, _, rest = key.partition(" ")
     try:
         # A scope ("fe80::1%...") may hold any text, and what is listened on gets into a server's file.
-        if word == "node-address" and not rest and "%" not in value:
+        if word in _NODE_ADDRESS.values() and not rest and "%" not in value:
             ip_address(value)
             return
         if word == "dns-listen" and not rest and str(IPv4Address(value)) == value:
             return
-        if word == "route" and not value and str(IPv4Network(rest)) == rest:
+        if word == "route" and not value and "%" not in rest and str(ip_network(rest)) == rest:
             return
         if word == "zone" and not rest and len(value) < 254 and _DOMAIN.fullmatch(value):
             return
@@ -151,28 +156,157 @@ def zones(elements: Mapping[str, str]) -> Zones | None:
     return Zones(elements["zone"], elements["dns-listen"], tuple(reverse))
 
 
-def settle(elements: Mapping[str, str]) -> None:
+class Before:
+    """Kernel settings as they were before Timonel changed them, on disk until the cleanup gives them back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def set(self, name: str, value: str) -> None:
+        """Give a setting (a path below /proc/sys) a value; what it was first is noted. Raises AgentError HostFailed."""
+        old = _sysctl(name)
+        if old == value:
+            return
+        noted = self._read()
+        try:
+            if old is not None and name not in noted:
+                new = self._path.with_name(self._path.name + ".new")
+                new.write_text(json.dumps({**noted, name: [old, value]}))
+                os.replace(new, self._path)
+            (_SYSCTL / name).write_text(f"{value}\n")
+        except OSError as err:
+            raise AgentError("HostFailed", f"cannot set {name} to {value}: {err.strerror}") from err
+
+    def restore(self) -> None:
+        """Give back what nobody else has changed since."""
+        for name, (old, ours) in self._read().items():
+            if _sysctl(name) == ours:
+                try:
+                    (_SYSCTL / name).write_text(f"{old}\n")
+                except OSError as err:
+                    logger.warning("cannot set %s back to %s: %s reason=HostFailed", name, old, err.strerror)
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, list[str]]:
+        try:
+            return dict(json.loads(self._path.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def _sysctl(name: str) -> str | None:
+    """A kernel setting's value, None when there is no such setting."""
+    try:
+        return (_SYSCTL / name).read_text().strip()
+    except OSError:
+        return None
+
+
+def settle(elements: Mapping[str, str], before: Before) -> None:
     """Make addresses, routes and forwarding what the elements say. Raises AgentError HostFailed."""
     if not elements:
         return
-    forwarding = Path("/proc/sys/net/ipv4/ip_forward")
-    try:
-        if forwarding.read_text().strip() != "1":
-            forwarding.write_text("1\n")
-    except OSError as err:
-        raise AgentError("HostFailed", f"cannot switch on forwarding in {forwarding}: {err.strerror}") from err
     if listen := elements.get("dns-listen"):
         _ip("address", "replace", f"{listen}/32", "dev", "lo", "scope", "host")  # never a source of other traffic
-    address = elements.get("node-address", "")
-    source = ["src", address] if ":" not in address and is_own(address) else []
-    wanted = {key.partition(" ")[2] for key in elements if key.startswith("route ")}
-    for line in _ip("-o", "route", "show", "proto", ROUTE_PROTOCOL).splitlines():
+    networks, addresses = _networks(elements), _node_addresses(elements)
+    before.set(FORWARDING[4], "1")
+    _settle_routes(4, networks[4], ["dev", "lo", *(["src", addresses[4]] if is_own(addresses[4]) else [])])
+    if _sysctl(FORWARDING[6]) is None:
+        return  # a host without IPv6
+    if networks[6] and _sysctl(FORWARDING[6]) != "1":
+        _keep_router_advertisements(before)
+        before.set(FORWARDING[6], "1")
+    # Unlike IPv4's, IPv6 routes by way of lo reject: the range is said to be on the link of the node's address, where
+    # nothing of it is ever looked for, because a Service's address is translated before.
+    via = ["dev", device, "src", addresses[6]] if networks[6] and (device := _device_of(addresses[6])) else []
+    _settle_routes(6, networks[6] if via else set(), via)
+
+
+def _settle_routes(version: int, wanted: set[str], via: list[str]) -> None:
+    """A process here may call a Service on a host without a default route; forwarded packets never see these."""
+    whole = "/32" if version == 4 else "/128"
+    for line in _ip(f"-{version}", "-o", "route", "show", "proto", ROUTE_PROTOCOL).splitlines():
         network = line.split()[0] if line.split() else ""
-        if network and network not in wanted and f"{network}/32" not in wanted:
-            _ip("route", "del", network, "proto", ROUTE_PROTOCOL)
+        if network and network not in wanted and f"{network}{whole}" not in wanted:
+            _ip(f"-{version}", "route", "del", network, "proto", ROUTE_PROTOCOL)
     for network in sorted(wanted):
-        # A process here may call a Service on a host without a default route; forwarded packets never see this.
-        _ip("route", "replace", network, "dev", "lo", *source, "proto", ROUTE_PROTOCOL)
+        _ip(f"-{version}", "route", "replace", network, *via, "proto", ROUTE_PROTOCOL)
+
+
+def _keep_router_advertisements(before: Before) -> None:
+    """A host that forwards ignores them where accept_ra is 1, and would lose its default route some minutes later."""
+    for path in sorted((_SYSCTL / "net/ipv6/conf").glob("*/accept_ra")):
+        name = path.parent.name
+        if name not in ("all", "default", "lo") and _sysctl(f"net/ipv6/conf/{name}/accept_ra") == "1":
+            before.set(f"net/ipv6/conf/{name}/accept_ra", "2")
+
+
+def _device_of(address: str, timeout_s: float = 3.0) -> str:
+    """The link by which an own IPv6 address is known, "" when it is not this host's.
+
+    Waits while the kernel asks the link whether somebody else has the address: until then it is no source.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = json.loads(_ip("-j", "-6", "address", "show", "to", f"{address}/128") or "[]") if address else []
+        names = [link["ifname"] for link in found if link.get("addr_info")]
+        if not names:
+            return ""
+        if is_own(address) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    if names[0] != "lo":
+        return str(names[0])
+    defaults = json.loads(_ip("-j", "-6", "route", "show", "default") or "[]")
+    return str(next((route["dev"] for route in defaults if route.get("dev")), ""))
+
+
+def is_settled(elements: Mapping[str, str]) -> bool:
+    """Whether addresses, routes and forwarding still are what `settle` made of them. No process is started."""
+    if not elements:
+        return True
+    listen = elements.get("dns-listen")
+    if listen and not is_own(listen):
+        return False
+    networks, addresses = _networks(elements), _node_addresses(elements)
+    for version in (4, 6):
+        if _sysctl(FORWARDING[version]) is None or (version == 6 and not networks[6]):
+            continue
+        if _sysctl(FORWARDING[version]) != "1":
+            return False
+        if is_own(addresses[version]):
+            sources = {_source_to(str(ip_network(network).network_address)) for network in networks[version]}
+            if sources - {addresses[version]}:
+                return False
+    return True
+
+
+def _source_to(address: str) -> str:
+    """The address a process here would have towards another, "" when there is no way. Sends nothing."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def _networks(elements: Mapping[str, str]) -> dict[int, set[str]]:
+    """IP version -> the Service ranges a route is wanted for."""
+    found: dict[int, set[str]] = {4: set(), 6: set()}
+    for key in elements:
+        word, _, network = key.partition(" ")
+        if word == "route":
+            found[6 if ":" in network else 4].add(network)
+    return found
+
+
+def _node_addresses(elements: Mapping[str, str]) -> dict[int, str]:
+    """IP version -> the node's address, "" for none."""
+    first, second = (elements.get(key, "") for key in _NODE_ADDRESS.values())
+    if ":" in first:  # as agents before IPv6 were told
+        first, second = "", second or first
+    return {4: first, 6: second}
 
 
 def is_own(address: str) -> bool:
@@ -187,11 +321,13 @@ def is_own(address: str) -> bool:
     return True
 
 
-def restore(elements: Mapping[str, str]) -> None:
-    """Take back what `settle` did, as far as it can be told apart; forwarding stays on."""
+def restore(elements: Mapping[str, str], before: Before) -> None:
+    """Take back what `settle` did, as far as nobody else has changed it since."""
     if listen := elements.get("dns-listen"):
         process.run(["ip", "address", "del", f"{listen}/32", "dev", "lo"])
-    process.run(["ip", "route", "flush", "proto", ROUTE_PROTOCOL])
+    for version in (4, 6):
+        process.run(["ip", f"-{version}", "route", "flush", "proto", ROUTE_PROTOCOL])
+    before.restore()
 
 
 def _ip(*arguments: str) -> str:

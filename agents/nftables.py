@@ -1,12 +1,15 @@
-"""Table `ip timonel`: its skeleton, the text of transactions, and the table in the kernel.
+"""Tables `ip timonel` and `ip6 timonel`: their skeleton, the text of transactions, and what is in the kernel.
 
 No chain belongs to a Service. Everything that varies is an element of a named map or set, so an update costs
-what it changes. The table is never deleted in normal work (new connections would be refused for a moment):
+what it changes. A table is never deleted in normal work (new connections would be refused for a moment):
 repair is flush and refill in place, in one transaction.
 
-How a connection goes: `frontends` (or `nodeports`) gives its group id, kept as ct mark; `groups` sends it to the
-chain for the group's number of endpoints, lb_N, or to refuse; lb_N draws an index and `slots` gives the endpoint.
-meta priority is the scratch register for the index because its type (classid) has a name, so plain `type` maps
+How a connection goes: `frontends` (or `nodeports`) gives a mark, kept as ct mark: flags and the group id. Chain
+`flagged` does what the flags ask and takes them off. `groups` sends the id to the chain for the group's number of
+endpoints, lb_N, to aff_T_N for a group with ClientIP affinity, to refuse, or drops. lb_N draws an index and `slots`
+gives the endpoint. aff_T_N asks `affinity` for the slot this client had in the last T seconds, draws by `pick` when it
+has none or that endpoint is gone, and hit_T remembers.
+meta priority is the scratch register for index and slot because its type (classid) has a name, so plain `type` maps
 work in nft 1.0.6; it is set on first packets only, as is bit 0x4000 of the packet mark ("translated by us").
 """
 
@@ -15,149 +18,323 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv6Address
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network
 
 from agents import process
 from agents.errors import AgentError, InvalidResource, NftRefused
 from agents.state import Change
 
-TABLE = "ip timonel"
 READY_CHAINS = 64  # lb_1..lb_64 always exist, so that an ordinary delta holds elements only
 MAX_ENDPOINTS = 65536  # of one group; an index must fit the classid's lower half
-MARK_MASK = 0x0FFFFFFF
+MAX_TIMEOUT_S = 86400
+# Flag bits of a frontend's mark. Bits 0x10000000 and 0x20000000 are laid out for "masquerade" and "source ranges"
+# (the top bit is none: nft 1.0.6 lists `& 0x80000000` as something it cannot read again).
+LOCAL_POLICY = 0x40000000
+_FLAGS = 0x70000000
+_GROUP = 0x0FFFFFFF
+_NO_SLOT, _ROOT_SLOT = 0, 0xFFFFFFFF  # classids that nft spells as words; no endpoint has them
 _MODULUS = 1 << 128
 
-_SETS = {
-    "frontends": "map frontends { type ipv4_addr . inet_proto . inet_service : mark; }",
-    "nodeports": "map nodeports { type inet_proto . inet_service : mark; }",
-    "groups": "map groups { type mark : verdict; }",
-    "slots": "map slots { type mark . classid : ipv4_addr . inet_service; }",
-    "cluster_ips": "set cluster_ips { type ipv4_addr; }",
-    "local_endpoints": "set local_endpoints { type ipv4_addr; }",
-    "hairpin": "set hairpin { type ipv4_addr . ipv4_addr; }",
-    "same_link": "set same_link { type ifname . ifname; }",
-    "generation": "set generation { type ipv6_addr; }",
-}
 # Deletes and adds go in this order. Elements of `groups` name chains, which are made before.
-CONTAINERS = ("frontends", "nodeports", "groups", "slots", "cluster_ips", "local_endpoints")
-
-# chain -> (its hook, its rules)
-_CHAINS: dict[str, tuple[str, tuple[str, ...]]] = {
-    # In a nat hook: first packets only, no filter hook needed.
-    "refuse": ("", ("reject with tcp reset", "reject")),
-    "dispatch": (
-        "",
-        (
-            "meta mark set meta mark | 0x00004000",
-            "ct mark vmap @groups",
-            "drop",
-        ),
-    ),
-    "services": (
-        "",
-        (
-            "ct mark set ip daddr . meta l4proto . th dport map @frontends goto dispatch",
-            "fib daddr type local ip daddr != 127.0.0.0/8 "
-            "ct mark set meta l4proto . th dport map @nodeports goto dispatch",
-            "ip daddr @cluster_ips goto refuse",
-        ),
-    ),
-    "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", ("goto services",)),
-    "output": ("type nat hook output priority -100; policy accept;", ("goto services",)),
-    "postrouting": (
-        "type nat hook postrouting priority srcnat; policy accept;",
-        (
-            "meta mark & 0x00004000 == 0x00000000 return",
-            "meta mark set meta mark ^ 0x00004000",
-            "meta priority set none",
-            # From the host to itself: nothing to translate, and by that link its own address does not look local.
-            'oifname "lo" return',
-            # A container that reaches itself. By the link alone this is not seen where bridged packets come here.
-            "ip saddr . ip daddr @hairpin masquerade fully-random",
-            # Out by the link it came in: the reply would take the short way and miss the translation.
-            "iifname . oifname @same_link masquerade fully-random",
-            "ip daddr @local_endpoints return",
-            "fib saddr . oif type != local masquerade fully-random",
-        ),
-    ),
-}
+CONTAINERS = (
+    "frontends",
+    "nodeports",
+    "groups",
+    "slots",
+    "pick",
+    "to_cluster",
+    "cluster_ips",
+    "local_endpoints",
+    "pod_cidrs",
+)
+_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_PORT = r"(?:[1-9][0-9]{0,4})"
+_PROTOCOL = r"(?:tcp|udp|sctp)"
+_ID = r"0x0[0-9a-f]{7}"
+_SLOT = r"(?:0|[1-9][0-9]{0,9})"
 
 
-def _lb_rules(count: int) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Family:
+    """An address family's table, and how nft spells what differs in it. ip: "ip" or "ip6"."""
+
+    driver: str
+    ip: str
+    address: str  # pattern; for IPv6 a coarse one
+    not_from_outside: str  # own addresses that are no way to a node port
+    affinity: str  # the map of remembered clients: its key and data
+    client: str  # a client in that key
+
+    @property
+    def table(self) -> str:
+        return f"{self.ip} timonel"
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Name -> declaration of every set and map that is emptied by a refill; not of `affinity`."""
+        kind = "ipv4_addr" if self.ip == "ip" else "ipv6_addr"
+        return {
+            "frontends": f"map frontends {{ type {kind} . inet_proto . inet_service : mark; }}",
+            "nodeports": "map nodeports { type inet_proto . inet_service : mark; }",
+            "groups": "map groups { type mark : verdict; }",
+            "slots": f"map slots {{ type mark . classid : {kind} . inet_service; }}",
+            "pick": "map pick { type mark . classid : classid; }",
+            "to_cluster": "map to_cluster { type mark : mark; }",
+            "cluster_ips": f"set cluster_ips {{ type {kind}; }}",
+            "local_endpoints": f"set local_endpoints {{ type {kind}; }}",
+            "pod_cidrs": f"set pod_cidrs {{ type {kind}; flags interval; }}",
+            "hairpin": f"set hairpin {{ type {kind} . {kind}; }}",
+            "same_link": "set same_link { type ifname . ifname; }",
+            "generation": "set generation { type ipv6_addr; }",
+        }
+
+    @cached_property
+    def skeleton_sum(self) -> int:
+        """Another skeleton is another generation: a newer agent refills."""
+        return int.from_bytes(hashlib.sha256(skeleton(self).encode()).digest()[:16], "big")
+
+    @cached_property
+    def resource(self) -> re.Pattern[str]:
+        """Every exact form of a resource, "key\\0value"."""
+        return re.compile(
+            rf"""(?:
+            (?P<frontends>frontends[ ](?P<fip>{self.address})[ ]\.[ ](?P<fproto>{_PROTOCOL})[ ]\.[ ](?P<fport>{_PORT})
+                \0(?P<fmark>0x[04][0-9a-f]{{7}}))
+            |(?P<nodeports>nodeports[ ](?P<nkey>{_PROTOCOL}[ ]\.[ ](?P<nport>{_PORT}))\0(?P<nmark>0x[04][0-9a-f]{{7}}))
+            |(?P<slots>slots[ ](?P<smark>{_ID})[ ]\.[ ](?P<slot>{_SLOT})\0(?P<sip>{self.address})[ ]\.[ ](?P<sport>{_PORT}))
+            |(?P<pick>pick[ ](?P<pmark>{_ID})[ ]\.[ ](?P<index>{_SLOT})\0(?P<picked>{_SLOT}))
+            |(?P<groups>groups[ ](?P<gmark>{_ID})
+                \0(?P<verdict>goto[ ](?:lb_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})|goto[ ]refuse|drop))
+            |(?P<to_cluster>to_cluster[ ](?P<lmark>0x4[0-9a-f]{{7}})\0(?P<cmark>{_ID}))
+            |(?P<addresses>(?P<container>cluster_ips|local_endpoints)[ ](?P<aip>{self.address})\0)
+            |(?P<pod_cidrs>pod_cidrs[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
+            )""",
+            re.VERBOSE,
+        )
+
+
+IPV4 = Family(
+    "nft4",
+    "ip",
+    rf"(?:{_OCTET}\.){{3}}{_OCTET}",
+    "ip daddr != 127.0.0.0/8",
+    "type ipv4_addr . mark : classid",
+    "ip saddr",
+)
+# nft 1.0.6 aborts on `update` with a key over 16 bytes, so a client's IPv6 address is remembered by its hash: two
+# clients with the same hash share an endpoint. The map's key is declared by numgen because `typeof jhash` crashes.
+IPV6 = Family(
+    "nft6",
+    "ip6",
+    r"[0-9a-f:]{2,39}",
+    "ip6 daddr != { ::1, fe80::/10 }",
+    "typeof numgen random mod 2 . ct mark : meta priority",
+    "jhash ip6 saddr mod 4294967295 seed 0x54494d4f",
+)
+FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
+
+
+# Chains
+
+
+def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Chain -> (its hook, its rules)."""
+    ip = family.ip
+    return {
+        # In a nat hook: first packets only, no filter hook needed.
+        "refuse": ("", ("reject with tcp reset", "reject")),
+        "flagged": (
+            "",
+            (
+                # From here, or from a pod here, an external address is as good as the cluster IP.
+                f"ct mark & 0x40000000 != 0 {ip} saddr @pod_cidrs ct mark set ct mark map @to_cluster",
+                "ct mark & 0x40000000 != 0 fib saddr type local ct mark set ct mark map @to_cluster",
+                f"ct mark set ct mark & 0x{_GROUP:08x}",
+                "ct mark vmap @groups",
+                "drop",
+            ),
+        ),
+        "dispatch": (
+            "",
+            (
+                "meta mark set meta mark | 0x00004000",
+                f"ct mark & 0x{_FLAGS:08x} != 0 goto flagged",
+                "ct mark vmap @groups",
+                "drop",
+            ),
+        ),
+        "services": (
+            "",
+            (
+                f"ct mark set {ip} daddr . meta l4proto . th dport map @frontends goto dispatch",
+                f"fib daddr type local {family.not_from_outside} "
+                "ct mark set meta l4proto . th dport map @nodeports goto dispatch",
+                f"{ip} daddr @cluster_ips goto refuse",
+            ),
+        ),
+        "prerouting": ("type nat hook prerouting priority dstnat; policy accept;", ("goto services",)),
+        "output": ("type nat hook output priority -100; policy accept;", ("goto services",)),
+        "postrouting": (
+            "type nat hook postrouting priority srcnat; policy accept;",
+            (
+                "meta mark & 0x00004000 == 0x00000000 return",
+                "meta mark set meta mark ^ 0x00004000",
+                "meta priority set none",
+                # From the host to itself: nothing to translate, and by that link its own address does not look local.
+                'oifname "lo" return',
+                # A container that reaches itself. By the link alone this is not seen where bridged packets come here.
+                f"{ip} saddr . {ip} daddr @hairpin masquerade fully-random",
+                # Out by the link it came in: the reply would take the short way and miss the translation.
+                "iifname . oifname @same_link masquerade fully-random",
+                f"{ip} daddr @local_endpoints return",
+                "fib saddr . oif type != local masquerade fully-random",
+            ),
+        ),
+    }
+
+
+def _to_slot(family: Family) -> tuple[str, ...]:
     return (
-        f"meta priority set numgen random mod {count}",
-        "meta l4proto { tcp, udp, sctp } dnat ip to ct mark . meta priority map @slots",
+        f"meta l4proto {{ tcp, udp, sctp }} dnat {family.ip} to ct mark . meta priority map @slots",
         "drop",  # only if the table changes between the two lookups
     )
 
 
-def skeleton(extra_counts: Iterable[int] = ()) -> str:
+def _chain_rules(family: Family, chain: str) -> tuple[str, ...]:
+    """The rules of a shared chain by its name: lb_N, aff_T_N, hit_T."""
+    kind, *numbers = chain.split("_")
+    if kind == "lb":
+        return (f"meta priority set numgen random mod {numbers[0]}", *_to_slot(family))
+    remembered = f"{family.client} . ct mark"
+    if kind == "hit":
+        # A key that is there keeps its slot; only its time begins again.
+        return (
+            f"update @affinity {{ {remembered} timeout {numbers[0]}s : meta priority }}",
+            *_to_slot(family),
+        )
+    timeout_s, count = numbers
+    return (
+        "meta priority set none",
+        f"meta priority set {remembered} map @affinity",
+        f"ct mark . meta priority @slots goto hit_{timeout_s}",
+        f"delete @affinity {{ {remembered} : meta priority }}",
+        f"meta priority set numgen random mod {count}",
+        "meta priority set ct mark . meta priority map @pick",
+        f"goto hit_{timeout_s}",
+    )
+
+
+_VERDICT_CHAIN = re.compile(r"goto ((?:lb|aff_([0-9]+))_([0-9]+))")
+
+
+def chains_of(elements: Mapping[str, str]) -> set[str]:
+    """The shared chains that elements of `groups` lead to, without those that always exist."""
+    found: set[str] = set()
+    for key, value in elements.items():
+        if key.startswith("groups ") and (match := _VERDICT_CHAIN.fullmatch(value)):
+            if match[2]:
+                found |= {match[1], f"hit_{match[2]}"}
+            elif int(match[3]) > READY_CHAINS:
+                found.add(match[1])
+    return found
+
+
+def _in_order(chains: Iterable[str]) -> list[str]:
+    """A chain must exist before a rule that goes to it is made."""
+    return sorted(chains, key=lambda name: (name.startswith("aff_"), name))
+
+
+def skeleton(family: Family, extra_chains: Iterable[str] = ()) -> str:
     """Everything but elements: sets, chains and rules, loadable over an empty kernel and over an older self."""
-    chains = {
-        **{f"lb_{n}": ("", _lb_rules(n)) for n in sorted({*range(1, READY_CHAINS + 1), *extra_counts})},
-        **_CHAINS,
-    }
-    lines = [f"table {TABLE} {{"]
-    lines += [f"\t{text}" for text in _SETS.values()]
+    shared = [*(f"lb_{n}" for n in range(1, READY_CHAINS + 1)), *_in_order(extra_chains)]
+    chains = {**{name: ("", _chain_rules(family, name)) for name in shared}, **_fixed_chains(family)}
+    affinity = f"map affinity {{ {family.affinity}; size 1048576; flags dynamic,timeout; }}"
+    lines = [f"table {family.table} {{"]
+    lines += [f"\t{text}" for text in (*family.sets.values(), affinity)]
     lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
     lines.append("}")
-    lines += [f"flush chain {TABLE} {name}" for name in chains]
-    lines.append(f"table {TABLE} {{")
+    lines += [f"flush chain {family.table} {name}" for name in chains]
+    lines.append(f"table {family.table} {{")
     for name, (_, rules) in chains.items():
         lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
     lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-_OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IP = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
-_PORT = r"(?:[1-9][0-9]{0,4})"
-_PROTOCOL = r"(?:tcp|udp|sctp)"
-_MARK = r"0x0[0-9a-f]{7}"
-_RESOURCE = re.compile(
-    rf"""(?:
-    (?P<frontends>frontends[ ](?P<fkey>{_IP}[ ]\.[ ]{_PROTOCOL}[ ]\.[ ](?P<fport>{_PORT}))\0(?P<fmark>{_MARK}))
-    |(?P<nodeports>nodeports[ ](?P<nkey>{_PROTOCOL}[ ]\.[ ](?P<nport>{_PORT}))\0(?P<nmark>{_MARK}))
-    |(?P<slots>slots[ ](?P<smark>{_MARK})[ ]\.[ ](?P<index>0|[1-9][0-9]{{0,4}})\0(?P<endpoint>{_IP}[ ]\.[ ](?P<sport>{_PORT})))
-    |(?P<groups>groups[ ](?P<gmark>{_MARK})\0(?P<verdict>goto[ ]lb_(?P<count>[1-9][0-9]{{0,4}})|goto[ ]refuse|drop))
-    |(?P<address>(?P<container>cluster_ips|local_endpoints)[ ](?P<akey>{_IP})\0)
-    )""",
-    re.VERBOSE,
-)
-_VERDICT_COUNT = re.compile(r"goto lb_([1-9][0-9]{0,4})")
+# Elements
 
 
-def spell(key: str, value: str) -> tuple[str, str, str]:
+def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
     """(container, key, data) as nft reads them; data is empty for sets.
 
     Raises InvalidResource for anything but the exact forms of the contract: no other text reaches nft.
     """
-    match = _RESOURCE.fullmatch(f"{key}\0{value}")
+    match = family.resource.fullmatch(f"{key}\0{value}")
+    kind = match.lastgroup if match else None
     if match is None:
-        raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}")
-    kind = match.lastgroup
-    if match["slots"]:
-        index = int(match["index"])
-        if index < MAX_ENDPOINTS and int(match["sport"]) <= 65535:
-            classid = f"0:{index:x}" if index else "none"
-            return "slots", f"{match['smark']} . {classid}", match["endpoint"]
+        pass
+    elif match["slots"]:
+        if (
+            _is_address(family, match["sip"])
+            and _NO_SLOT <= int(match["slot"]) < _ROOT_SLOT
+            and _is_port(match["sport"])
+        ):
+            return "slots", f"{match['smark']} . {_classid(match['slot'])}", f"{match['sip']} . {match['sport']}"
     elif match["frontends"]:
-        if int(match["fport"]) <= 65535 and match["fmark"] != "0x00000000":
-            return "frontends", match["fkey"], match["fmark"]
-    elif match["address"]:
-        return match["container"], match["akey"], ""
+        if _is_address(family, match["fip"]) and _is_port(match["fport"]) and _group_of(match["fmark"]):
+            return "frontends", f"{match['fip']} . {match['fproto']} . {match['fport']}", match["fmark"]
+    elif match["addresses"]:
+        if _is_address(family, match["aip"]):
+            return match["container"], match["aip"], ""
     elif match["groups"]:
-        if match["gmark"] != "0x00000000" and int(match["count"] or 1) <= MAX_ENDPOINTS:
+        numbers_fit = int(match["count"] or 1) <= MAX_ENDPOINTS and int(match["timeout"] or 1) <= MAX_TIMEOUT_S
+        if _group_of(match["gmark"]) and numbers_fit:
             return "groups", match["gmark"], match["verdict"]
-    elif match["nodeports"] and int(match["nport"]) <= 65535 and match["nmark"] != "0x00000000":
-        return "nodeports", match["nkey"], match["nmark"]
-    raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r} ({kind}): number out of range")
+    elif match["nodeports"]:
+        if _is_port(match["nport"]) and _group_of(match["nmark"]):
+            return "nodeports", match["nkey"], match["nmark"]
+    elif match["pick"]:
+        if int(match["index"]) < MAX_ENDPOINTS and _NO_SLOT < int(match["picked"]) < _ROOT_SLOT:
+            return "pick", f"{match['pmark']} . {_classid(match['index'])}", _classid(match["picked"])
+    elif match["to_cluster"]:
+        if _group_of(match["lmark"]) and _group_of(match["cmark"]):
+            return "to_cluster", match["lmark"], match["cmark"]
+    elif match["pod_cidrs"] and _is_network(family, match["cidr"]):
+        return "pod_cidrs", match["cidr"], ""
+    why = f" ({kind}): not a canonical address, or a number out of range" if kind else ""
+    raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}{why}")
 
 
-def endpoint_count(verdict: str) -> int:
-    """N of "goto lb_N", 0 for every other verdict."""
-    match = _VERDICT_COUNT.fullmatch(verdict)
-    return int(match[1]) if match else 0
+def _is_port(text: str) -> bool:
+    return int(text) <= 65535
+
+
+def _group_of(mark: str) -> int:
+    return int(mark, 16) & _GROUP
+
+
+def _is_address(family: Family, text: str) -> bool:
+    """Of one that has the family's pattern. Two spellings of an element would be one element given twice."""
+    if family is IPV4:
+        return True
+    try:
+        return str(IPv6Address(text)) == text
+    except AddressValueError:
+        return False
+
+
+def _is_network(family: Family, text: str) -> bool:
+    try:
+        return str(IPv4Network(text) if family is IPV4 else IPv6Network(text)) == text
+    except ValueError:
+        return False
+
+
+def _classid(number: str) -> str:
+    value = int(number)
+    return f"{value >> 16:x}:{value & 0xFFFF:x}" if value else "none"
 
 
 def elements_sum(elements: Mapping[str, str]) -> int:
@@ -169,63 +346,73 @@ def elements_sum(elements: Mapping[str, str]) -> int:
     return total % _MODULUS
 
 
-# Another skeleton is another generation: a newer agent refills.
-_SKELETON_SUM = int.from_bytes(hashlib.sha256(skeleton().encode()).digest()[:16], "big")
-
-
-def generation(elements: int) -> str:
+def generation(family: Family, elements: int) -> str:
     """The one element of set `generation` for a sum of elements."""
-    return str(IPv6Address((elements + _SKELETON_SUM) % _MODULUS))
+    return str(IPv6Address((elements + family.skeleton_sum) % _MODULUS))
 
 
-def _element_commands(verb: str, elements: Mapping[str, str]) -> list[str]:
+def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) -> list[str]:
     texts: dict[str, list[str]] = {}
     for key, value in elements.items():
-        container, element, data = spell(key, value)
+        container, element, data = spell(family, key, value)
         texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
         if container == "local_endpoints":
             texts.setdefault("hairpin", []).append(f"{element} . {element}")
     return [
-        f"{verb} element {TABLE} {container} {{ {', '.join(texts[container])} }}"
+        f"{verb} element {family.table} {container} {{ {', '.join(texts[container])} }}"
         for container in (*CONTAINERS, "hairpin")
         if container in texts
     ]
 
 
-def delta_script(change: Change, old_sum: int, new_sum: int, known_counts: Iterable[int] = ()) -> str:
+# Transactions
+
+
+def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, known_chains: Iterable[str] = ()) -> str:
     """One transaction that is refused unless the table is of the expected generation."""
-    lines = [f"delete element {TABLE} generation {{ {generation(old_sum)} }}"]
-    for count in sorted(_counts(change.adds) - set(known_counts)):
-        lines += _chain_commands(count)
-    lines += _element_commands("delete", change.deletes)
-    lines += _element_commands("add", change.adds)
-    lines.append(f"add element {TABLE} generation {{ {generation(new_sum)} }}")
+    lines = [f"delete element {family.table} generation {{ {generation(family, old_sum)} }}"]
+    for chain in _in_order(chains_of(change.adds) - set(known_chains)):
+        lines += _chain_commands(family, chain)
+    lines += _element_commands(family, "delete", change.deletes)
+    lines += _element_commands(family, "add", change.adds)
+    lines.append(f"add element {family.table} generation {{ {generation(family, new_sum)} }}")
     return "\n".join(lines) + "\n"
 
 
-def refill_script(elements: Mapping[str, str], links: Iterable[str]) -> str:
-    """One transaction that makes the table exactly this, whatever it was; links: names of the node's interfaces."""
-    lines = [skeleton(_counts(elements))]
-    lines += [f"flush {text.split()[0]} {TABLE} {name}" for name, text in _SETS.items()]
-    lines += _element_commands("add", elements)
-    lines += _link_commands("add", links)
-    lines.append(f"add element {TABLE} generation {{ {generation(elements_sum(elements))} }}")
+def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[str]) -> str:
+    """One transaction that makes the table exactly this, whatever it was; links: names of the node's interfaces.
+
+    Which client had which endpoint stays: the slots of groups with affinity are the same afterwards.
+    """
+    lines = [skeleton(family, chains_of(elements))]
+    lines += [f"flush {text.split()[0]} {family.table} {name}" for name, text in family.sets.items()]
+    lines += _element_commands(family, "add", elements)
+    lines += _link_commands(family, "add", links)
+    lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
     return "\n".join(lines) + "\n"
 
 
-def _counts(elements: Mapping[str, str]) -> set[int]:
-    found = {endpoint_count(value) for key, value in elements.items() if key.startswith("groups ")}
-    return {count for count in found if count > READY_CHAINS}
+def _chain_commands(family: Family, name: str) -> list[str]:
+    chain = f"{family.table} {name}"
+    rules = _chain_rules(family, name)
+    return [f"add chain {chain}", f"flush chain {chain}", *(f"add rule {chain} {rule}" for rule in rules)]
 
 
-def _chain_commands(count: int) -> list[str]:
-    chain = f"{TABLE} lb_{count}"
-    return [f"add chain {chain}", f"flush chain {chain}", *(f"add rule {chain} {rule}" for rule in _lb_rules(count))]
-
-
-def _link_commands(verb: str, links: Iterable[str]) -> list[str]:
+def _link_commands(family: Family, verb: str, links: Iterable[str]) -> list[str]:
     pairs = [f'"{name}" . "{name}"' for name in sorted(links)]
-    return [f"{verb} element {TABLE} same_link {{ {', '.join(pairs)} }}"] if pairs else []
+    return [f"{verb} element {family.table} same_link {{ {', '.join(pairs)} }}"] if pairs else []
+
+
+def _parts(family: Family, elements: Mapping[str, str], links: Iterable[str], size: int = 2000) -> Iterable[str]:
+    """A refill as several transactions, the generation last."""
+    mark = f"element {family.table} generation"
+    yield refill_script(family, {}, links) + f"delete {mark} {{ {generation(family, 0)} }}\n"
+    items = list(elements.items())
+    for chain in _in_order(chains_of(elements)):
+        yield "\n".join(_chain_commands(family, chain)) + "\n"
+    for start in range(0, len(items), size):
+        yield "\n".join(_element_commands(family, "add", dict(items[start : start + size]))) + "\n"
+    yield f"add {mark} {{ {generation(family, elements_sum(elements))} }}\n"
 
 
 def run_nft(script: str, timeout_s: float) -> None:
@@ -234,109 +421,152 @@ def run_nft(script: str, timeout_s: float) -> None:
         raise AgentError("NftMissing", "cannot program the kernel: nft is not installed. Install the package nftables")
     done = process.run(["nft", "-f", "-"], text=script, timeout_s=timeout_s, reason="NftTimeout")
     if done.returncode:
-        raise NftRefused(f"cannot commit to table {TABLE}: nft: {process.first_line(done.stderr)}")
+        raise NftRefused(f"cannot commit to nftables: {process.first_line(done.stderr)}")
 
 
-class Table:
-    """The table in the kernel, as far as this process knows it.
+# In the kernel
 
-    `sum`: of the elements in the table, None when unknown (then only `refill` may follow).
+
+@dataclass
+class _Known:
+    """What this process knows of a table: the sum of its elements, and which shared chains it has."""
+
+    sum: int
+    chains: set[str] = field(default_factory=set)
+
+
+Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
+
+
+class Tables:
+    """The tables in the kernel, as far as this process knows them.
+
+    IPv4's is always there; IPv6's as soon as it has an element, so that a host without IPv6 is left in peace.
     """
 
     def __init__(self, run: Callable[[str, float], None] = run_nft, timeout_s: float = 10.0) -> None:
         self._run = run
         self.timeout_s = timeout_s
-        self.sum: int | None = None
         self.links: frozenset[str] = frozenset()
-        self._counts: set[int] = set()
+        self._known: dict[str, _Known] = {}  # driver -> what is known; only `refill` may follow when it is missing
 
-    def commit(self, change: Change) -> None:
-        """Apply a change as a compare-and-swap. Raises NftRefused when the table is another, too."""
-        if not change:
-            return
-        if self.sum is None:
-            raise NftRefused(f"cannot change table {TABLE}: its content is unknown")
-        new_sum = (self.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
-        script = delta_script(change, self.sum, new_sum, self._counts)
-        self._send(script, self.timeout_s + len(script) / 1e6)
-        self.sum = new_sum
-        self._counts |= _counts(change.adds)
+    @property
+    def sums(self) -> dict[str, int]:
+        """Driver -> sum of the elements in its table, of the tables that are known."""
+        return {driver: known.sum for driver, known in self._known.items()}
 
-    def refill(self, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        """Make the table exactly this; established connections go on. O(everything)."""
+    def commit(self, changes: Mapping[str, Change]) -> None:
+        """Apply a change (driver -> Change) as a compare-and-swap of both tables in one transaction.
+
+        Raises NftRefused when a table is another, too.
+        """
+        scripts: list[str] = []
+        then: dict[str, _Known] = {}
+        for driver, family in FAMILIES.items():
+            change = changes.get(driver)
+            if not change:
+                continue
+            known = self._known.get(driver)
+            if known is None:
+                raise NftRefused(f"cannot change table {family.table}: its content is unknown")
+            new_sum = (known.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
+            scripts.append(delta_script(family, change, known.sum, new_sum, known.chains))
+            then[driver] = _Known(new_sum, known.chains | chains_of(change.adds))
+        if scripts:
+            self._send("".join(scripts))
+            self._known |= then
+
+    def refill(self, elements: Elements, links: Iterable[str]) -> None:
+        """Make the tables exactly this; established connections go on. O(everything)."""
         links = frozenset(links)
-        script = refill_script(elements, links)
+        for driver, family in FAMILIES.items():
+            held = elements.get(driver) or {}
+            if not held and family is not IPV4:
+                self._known.pop(driver, None)
+                self._delete(family)
+                continue
+            self._refill(family, held, links)
+            self._known[driver] = _Known(elements_sum(held), chains_of(held))
+        self.links = links
+
+    def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
+        script = refill_script(family, elements, links)
         try:
-            self._send(script, self.timeout_s + len(script) / 1e6)
+            self._send(script)
         except NftRefused as err:
-            if "Message too long" not in err.message:
-                raise
-            for part in _parts(elements, links):  # a netlink socket of an unprivileged user namespace
-                self._send(part, self.timeout_s)
-        self.sum = elements_sum(elements)
-        self.links = links
-        self._counts = _counts(elements)
+            if "Message too long" in err.message:  # a netlink socket of an unprivileged user namespace
+                for part in _parts(family, elements, links):
+                    self._send(part)
+                return
+            # A table of this name with sets of other types. Nothing less than a new one helps.
+            self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
 
-    def take_over(self, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        """Go on with a table that holds these elements, as another process left it (see is_expected)."""
+    def take_over(self, elements: Elements, links: Iterable[str]) -> None:
+        """Go on with tables that hold these elements, as another process left them (see are_expected)."""
         links = frozenset(links)
-        flush = f"flush set {TABLE} same_link"
-        self._send("\n".join([flush, *_link_commands("add", links)]) + "\n", self.timeout_s)
-        self.sum = elements_sum(elements)
-        self.links = links
-        self._counts = _counts(elements)
+        lines: list[str] = []
+        then: dict[str, _Known] = {}
+        for driver in expected_sums(elements):
+            family, held = FAMILIES[driver], elements.get(driver) or {}
+            lines += [f"flush set {family.table} same_link", *_link_commands(family, "add", links)]
+            then[driver] = _Known(elements_sum(held), chains_of(held))
+        self._send("\n".join(lines) + "\n")
+        self._known, self.links = then, links
 
     def delete(self) -> None:
-        """Take the table out of the kernel. For good: see the head of this file."""
+        """Take the tables out of the kernel. For good: see the head of this file."""
+        for family in FAMILIES.values():
+            self._delete(family)
+        self._known = {}
+
+    def _delete(self, family: Family) -> None:
         if process.find("nft") is not None:
-            process.run(["nft", "delete", "table", *TABLE.split()], timeout_s=self.timeout_s, reason="NftTimeout")
-        self.sum = None
+            process.run(
+                ["nft", "delete", "table", *family.table.split()], timeout_s=self.timeout_s, reason="NftTimeout"
+            )
 
     def set_links(self, links: Iterable[str]) -> bool:
         """Follow the node's interfaces; whether they have changed."""
         links = frozenset(links)
         gone, new = self.links - links, links - self.links
-        if gone or new:
-            self._send("\n".join([*_link_commands("delete", gone), *_link_commands("add", new)]) + "\n", self.timeout_s)
-            self.links = links
-        return bool(gone or new)
+        if not gone and not new:
+            return False
+        lines: list[str] = []
+        for driver in self._known:
+            lines += _link_commands(FAMILIES[driver], "delete", gone) + _link_commands(FAMILIES[driver], "add", new)
+        self._send("\n".join(lines) + "\n")
+        self.links = links
+        return True
 
-    def is_expected(self, elements: int) -> bool:
-        """Whether the kernel's table carries the generation of this sum of elements. Raises NftMissing, NftTimeout."""
+    def are_expected(self, sums: Mapping[str, int]) -> bool:
+        """Whether each driver's table carries the generation of its sum. Raises NftMissing, NftTimeout."""
         if process.find("nft") is None:
             raise AgentError(
                 "NftMissing", "cannot read the kernel's table: nft is not installed. Install the package nftables"
             )
-        done = process.run(
-            ["nft", "list", "set", *TABLE.split(), "generation"], timeout_s=self.timeout_s, reason="NftTimeout"
-        )
-        return done.returncode == 0 and f"elements = {{ {generation(elements)} }}" in done.stdout
+        for driver, wanted in sums.items():
+            family = FAMILIES[driver]
+            # One process each: nft 1.0.6 finds only the last of two sets it is asked to list.
+            command = ["nft", "list", "set", *family.table.split(), "generation"]
+            done = process.run(command, timeout_s=self.timeout_s, reason="NftTimeout")
+            if done.returncode or f"elements = {{ {generation(family, wanted)} }}" not in done.stdout:
+                return False
+        return True
 
-    def _send(self, script: str, timeout_s: float) -> None:
+    def _send(self, script: str) -> None:
         try:
-            self._run(script, timeout_s)
+            self._run(script, self.timeout_s + len(script) / 1e6)
         except NftRefused:
             raise  # nothing happened: what is known stays true
         except AgentError:
-            self.sum = None  # a killed nft may have committed or not
+            self._known = {}  # a killed nft may have committed or not
             raise
 
 
-def _parts(elements: Mapping[str, str], links: Iterable[str], size: int = 2000) -> Iterable[str]:
-    """A refill as several transactions, the generation last."""
-    yield refill_script({}, links) + _element_less_generation()
-    items = list(elements.items())
-    for count in sorted(_counts(elements)):
-        yield "\n".join(_chain_commands(count)) + "\n"
-    for start in range(0, len(items), size):
-        yield "\n".join(_element_commands("add", dict(items[start : start + size]))) + "\n"
-    yield f"add element {TABLE} generation {{ {generation(elements_sum(elements))} }}\n"
-
-
-def _element_less_generation() -> str:
-    return f"delete element {TABLE} generation {{ {generation(0)} }}\n"
-
-
-def delete_table() -> None:
-    """Cleanup only: new connections to Services are no longer translated afterwards."""
-    run_nft(f"add table {TABLE}\ndelete table {TABLE}\n", 10.0)
+def expected_sums(elements: Elements) -> dict[str, int]:
+    """Driver -> sum, of every table that must be there for these elements."""
+    return {
+        driver: elements_sum(held)
+        for driver, family in FAMILIES.items()
+        if (held := elements.get(driver) or {}) or family is IPV4
+    }

@@ -22,7 +22,8 @@ Owners = dict[str, list[list[str]]]
 
 DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
 PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
-_DRIVERS = ("nft4", "dns", "host")
+_DRIVERS = (*nftables.FAMILIES, "dns", "host")
+_FLOW_FAMILIES = {"nft4": "ipv4", "nft6": "ipv6"}
 _MANY_FLOWS = 100
 
 
@@ -33,11 +34,13 @@ class Node:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self._journal = Journal(directory / "journal")
-        self._table = nftables.Table()
+        self._tables = nftables.Tables()
         self._names = dns.Names(directory, run_directory)
-        self._flows = conntrack.UdpFlows()
+        self._flows = {driver: conntrack.UdpFlows(family) for driver, family in _FLOW_FAMILIES.items()}
+        self._before = host.Before(directory / "host-before.json")
+        self._settled: dict[str, str] = {}  # the host's elements that were brought into force last
         self.state: State = self._journal.load()
-        self._flows.refill(self.state.elements("nft4").items())
+        self._refill_flows(self._elements())
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
         self.is_in_force = False
 
@@ -94,7 +97,8 @@ class Node:
             raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
         was_in_force, self.is_in_force = self.is_in_force, False
         self.state, delta = apply(self.state, revision, since, owners, barred)
-        self._forgettable += self._flows.follow(delta.of("nft4"))
+        for driver, flows in self._flows.items():
+            self._forgettable += flows.follow(delta.of(driver))
         if was_in_force:
             self._enforce(delta.changes)
         else:
@@ -106,11 +110,11 @@ class Node:
     def _enforce(self, changes: Mapping[str, Change]) -> None:
         """Bring a change into force on what is in force already."""
         try:
-            self._table.commit(changes.get("nft4", Change()))
+            self._tables.commit(changes)
         except AgentError as err:
             if err.reason in ("NftMissing", "NftTimeout"):
                 raise  # a refill needs it no less
-            logger.warning("refilling the table: %s reason=%s", err.message, err.reason)
+            logger.warning("refilling the tables: %s reason=%s", err.message, err.reason)
             self.repair()
             return
         if "host" in changes:
@@ -150,10 +154,18 @@ class Node:
         logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
 
     def _refill(self) -> None:
-        elements = self.state.elements("nft4")
-        self._table.refill(elements, host.links())
-        self._flows.refill(elements.items())
+        elements = self._elements()
+        self._tables.refill(elements, host.links())
+        self._refill_flows(elements)
         self._settle_host()
+
+    def _elements(self) -> dict[str, dict[str, str]]:
+        """Driver -> elements in force, of both tables."""
+        return {driver: self.state.elements(driver) for driver in nftables.FAMILIES}
+
+    def _refill_flows(self, elements: Mapping[str, Mapping[str, str]]) -> None:
+        for driver, flows in self._flows.items():
+            flows.refill(elements[driver].items())
 
     def ensure(self) -> None:
         """Repair when something is known to be wrong. Raises AgentError when that is impossible."""
@@ -161,8 +173,8 @@ class Node:
             if not self._is_as_left():
                 self.repair()
                 return
-            # A new process over a table that its predecessor left right.
-            self._table.take_over(self.state.elements("nft4"), host.links())
+            # A new process over tables that its predecessor left right.
+            self._tables.take_over(self._elements(), host.links())
             try:
                 self._settle_host()
             except InvalidResource:
@@ -180,12 +192,11 @@ class Node:
         if not self._is_as_left():
             self.repair()
             return "somebody changed the kernel's table"
-        if self._table.set_links(host.links()):
+        if self._tables.set_links(host.links()):
             host.let_bridges_turn_back()
-        listen = self._names.zones.listen if self._names.zones is not None else None
-        if listen is not None and not host.is_own(listen):
+        if not host.is_settled(self._settled):
             self._settle_host()
-            return "somebody removed the name server's address"
+            return "somebody changed an address, a route or a setting that Services need"
         if not self._names.is_running:
             self._start_names()
             return "a name server had ended"
@@ -201,22 +212,21 @@ class Node:
         """Take everything off the host but the agent itself."""
         self._names.zones = host.zones(self.state.elements("host"))
         self._names.stop()
-        self._table.delete()
-        host.restore(self.state.elements("host"))
+        self._tables.delete()
+        host.restore(self.state.elements("host"), self._before)
 
     def _is_as_left(self) -> bool:
-        known = self._table.sum if self.is_in_force else None
-        if known is None:
-            known = nftables.elements_sum(self.state.elements("nft4"))
-        return self._table.is_expected(known)
+        known = self._tables.sums if self.is_in_force else {}
+        return self._tables.are_expected(known or nftables.expected_sums(self._elements()))
 
     def _settle_host(self) -> None:
-        host.settle(self.state.elements("host"))
+        self._settled = self.state.elements("host")
+        host.settle(self._settled, self._before)
         host.let_bridges_turn_back()
         self._start_names()
 
     def _start_names(self) -> None:
-        zones = host.zones(self.state.elements("host"))
+        zones = host.zones(self._settled)
         if zones is None:
             self._names.stop()
         else:
@@ -252,8 +262,8 @@ def _check_text(text: str) -> None:
 
 
 def _judge(driver: str, key: str, value: str) -> None:
-    if driver == "nft4":
-        nftables.spell(key, value)
+    if driver in nftables.FAMILIES:
+        nftables.spell(nftables.FAMILIES[driver], key, value)
     elif driver == "dns":
         dns.parse(key, value)
     elif driver == "host":

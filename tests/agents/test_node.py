@@ -58,13 +58,18 @@ class Agent:
         return self.process.wait(20)
 
 
+def place_agent(node: Node) -> None:
+    """Install the agent on a node, as enrolment does, for control plane c1."""
+    text = base64.b64encode(build_zipapp().content).decode()
+    node.run(["sh", "-c", f"mkdir -p {AGENT.rpartition('/')[0]} && base64 -d > {AGENT}"], input=text)
+    node.run(["python3", AGENT, "adopt", "c1", "--signer", SIGNER])
+
+
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
     with Lab(nodes=1) as lab:
         node = lab.nodes[0]
-        text = base64.b64encode(build_zipapp().content).decode()
-        node.run(["sh", "-c", f"mkdir -p {AGENT.rpartition('/')[0]} && base64 -d > {AGENT}"], input=text)
-        node.run(["python3", AGENT, "adopt", "c1", "--signer", SIGNER])
+        place_agent(node)
         node.serve("on-node", 8080)
         node.containers[0].serve("in-container", 8080)
         yield node
@@ -77,7 +82,14 @@ def revision() -> Callable[[], int]:
 
 
 def base(node: Node) -> list[list[str]]:
-    settings = {"node-address": node.address, "zone": "cluster.local", "dns-listen": DNS, "route 10.96.0.0/16": ""}
+    settings = {
+        "node-address": node.address,
+        "node-address6": node.address6,
+        "zone": "cluster.local",
+        "dns-listen": DNS,
+        "route 10.96.0.0/16": "",
+        "route fd00:10:96::/112": "",
+    }
     return [["host", key, value] for key, value in {**settings, "reverse 96.10.in-addr.arpa.": ""}.items()]
 
 
@@ -185,6 +197,57 @@ def test_what_somebody_else_breaks_is_repaired(node: Node, agent: Agent) -> None
         eventually(is_back, f"{daemon} runs again")
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "ip route delete 10.96.0.0/16; ip route delete default",
+        "ip -6 route delete fd00:10:96::/112; ip -6 route delete default",
+        "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
+        f"ip address delete {DNS}/32 dev lo",
+    ],
+)
+def test_what_somebody_changes_on_the_host_is_repaired(node: Node, agent: Agent, damage: str) -> None:
+    before = host_settings(node)
+    assert "10.96.0.0/16 dev lo" in before
+    assert "fd00:10:96::/112 dev eth0" in before
+    assert before.splitlines()[:2] == ["1", "1"]
+    defaults = [node.run(["ip", f"-{v}", "route", "show", "default"]).stdout.split() for v in (4, 6)]
+    node.run(["sh", "-c", damage])
+    try:
+        eventually(lambda: host_settings(node) == before, "the host is as it was")
+    finally:
+        for words in defaults:
+            node.run(["ip", "route", "replace", *words[:5]])
+
+
+def host_settings(node: Node) -> str:
+    return node.run(
+        [
+            "sh",
+            "-c",
+            "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip route show proto 84;"
+            " ip -6 route show proto 84; ip -o address show dev lo",
+        ]
+    ).stdout
+
+
+@pytest.mark.parametrize("table", ["older-table.nft", "a table of other types"])
+def test_a_table_that_is_not_ours_yet_becomes_ours(node: Node, agent: Agent, table: str) -> None:
+    """What an older agent left is refilled in place; what cannot be is made anew."""
+    assert agent.close() == 0
+    node.run(["nft", "flush", "ruleset"])
+    if table.endswith(".nft"):
+        text = Path(__file__).with_name(table).read_text()
+    else:
+        text = "table ip timonel { map frontends { type ipv4_addr : mark; }; chain services { accept; }; }"
+    node.run(["nft", "-f", "-"], input=text)
+    successor = Agent(node)
+    assert successor.ask("hello", cluster="c1")["problems"] == []
+    assert backends(node) == {"on-node", "in-container"}
+    assert "map affinity" in node.run(["nft", "list", "table", "ip", "timonel"]).stdout
+    assert successor.close() == 0
+
+
 def test_a_killed_agent_leaves_traffic_and_its_successor_goes_on(node: Node, agent: Agent) -> None:
     held = agent.ask("ping")
     node.stream("traffic", VIRTUAL_IP, 80, interval_ms=10)
@@ -240,6 +303,10 @@ def test_what_is_no_frame_ends_the_agent_with_a_sentence(node: Node, agent: Agen
     assert backends(node) == {"on-node", "in-container"}
 
 
+def sysctl(node: Node, name: str) -> str:
+    return node.run(["cat", f"/proc/sys/net/{name}"]).stdout.strip()
+
+
 def test_restore_status_and_cleanup(node: Node, agent: Agent) -> None:
     assert agent.close() == 0
     node.run(["nft", "flush", "ruleset"])
@@ -247,7 +314,13 @@ def test_restore_status_and_cleanup(node: Node, agent: Agent) -> None:
     assert backends(node) == {"on-node", "in-container"}
     status = json.loads(node.run(["python3", AGENT, "status"]).stdout)
     assert (status["cluster"], status["services"], status["problems"]) == ("c1", 1, [])
+    assert sysctl(node, "ipv6/conf/all/forwarding") == "1"
+    assert sysctl(node, "ipv6/conf/eth0/accept_ra") == "2"
     node.run(["python3", AGENT, "cleanup"])
+    assert sysctl(node, "ipv4/ip_forward") == "1"  # as it was
+    assert sysctl(node, "ipv6/conf/all/forwarding") == "0"
+    assert sysctl(node, "ipv6/conf/eth0/accept_ra") == "1"
+    assert "fd00:10:96" not in node.run(["ip", "-6", "route"]).stdout
     assert node.run(["nft", "list", "tables"]).stdout == ""
     assert DNS not in node.run(["ip", "address"]).stdout
     assert "10.96" not in node.run(["ip", "route"]).stdout

@@ -17,6 +17,36 @@ NFT = [
     ("slots 0x00000001 . 0", "10.1.0.1 . 8080", ("slots", "0x00000001 . none", "10.1.0.1 . 8080")),
     ("slots 0x00000001 . 26", "10.1.0.1 . 8080", ("slots", "0x00000001 . 0:1a", "10.1.0.1 . 8080")),
     ("cluster_ips 10.96.0.10", "", ("cluster_ips", "10.96.0.10", "")),
+    (
+        "slots 0x00000001 . 3735928559",
+        "10.1.0.1 . 8080",
+        ("slots", "0x00000001 . dead:beef", "10.1.0.1 . 8080"),
+    ),
+    ("pick 0x00000001 . 1", "65536", ("pick", "0x00000001 . 0:1", "1:0")),
+    ("groups 0x00000001", "goto aff_10800_3", ("groups", "0x00000001", "goto aff_10800_3")),
+    ("groups 0x00000001", "drop", ("groups", "0x00000001", "drop")),
+    ("frontends 192.0.2.1 . sctp . 80", "0x40000002", ("frontends", "192.0.2.1 . sctp . 80", "0x40000002")),
+    ("to_cluster 0x40000002", "0x00000001", ("to_cluster", "0x40000002", "0x00000001")),
+    ("pod_cidrs 10.1.0.0/16", "", ("pod_cidrs", "10.1.0.0/16", "")),
+]
+NFT6 = [
+    ("frontends fd00::a . tcp . 80", "0x00000001", ("frontends", "fd00::a . tcp . 80", "0x00000001")),
+    ("slots 0x00000001 . 0", "2001:db8::1 . 8080", ("slots", "0x00000001 . none", "2001:db8::1 . 8080")),
+    ("cluster_ips fd00::a", "", ("cluster_ips", "fd00::a", "")),
+    ("local_endpoints ::1", "", ("local_endpoints", "::1", "")),
+    ("pod_cidrs fd00:1::/64", "", ("pod_cidrs", "fd00:1::/64", "")),
+    ("nodeports udp . 30053", "0x0000000a", ("nodeports", "udp . 30053", "0x0000000a")),
+]
+BAD_NFT6 = [
+    ("frontends 10.96.0.10 . tcp . 80", "0x00000001"),
+    ("frontends fd00::A . tcp . 80", "0x00000001"),
+    ("frontends fd00:0::a . tcp . 80", "0x00000001"),
+    ("frontends fe80::1%eth0 . tcp . 80", "0x00000001"),
+    ("slots 0x00000001 . 0", "fd00:::1 . 80"),
+    ("slots 0x00000001 . 0", "10.1.0.1 . 80"),
+    ("cluster_ips :", ""),
+    ("pod_cidrs fd00:1::1/64", ""),
+    ("pod_cidrs fd00:1::/129", ""),
 ]
 BAD_NFT = [
     ("frontends 10.96.0.10 . tcp . 0", "0x00000001"),
@@ -27,7 +57,23 @@ BAD_NFT = [
     ("frontends 10.96.0.10 . tcp . 80 }; flush ruleset; #", "0x00000001"),
     ("groups 0x00000001", "goto services"),
     ("groups 0x00000001", "accept"),
-    ("slots 0x00000001 . 65536", "10.1.0.1 . 80"),
+    ("slots 0x00000001 . 4294967295", "10.1.0.1 . 80"),
+    ("slots 0x00000001 . 01", "10.1.0.1 . 80"),
+    ("pick 0x00000001 . 65536", "77"),
+    ("pick 0x00000001 . 0", "0"),
+    ("pick 0x00000001 . 0", "4294967295"),
+    ("groups 0x00000001", "goto aff_0_3"),
+    ("groups 0x00000001", "goto aff_86401_3"),
+    ("groups 0x00000001", "goto hit_10"),
+    ("groups 0x00000000", "drop"),
+    ("frontends 10.96.0.10 . tcp . 80", "0x20000001"),
+    ("frontends 10.96.0.10 . tcp . 80", "0x40000000"),
+    ("to_cluster 0x00000002", "0x00000001"),
+    ("to_cluster 0x40000002", "0x40000001"),
+    ("pod_cidrs 10.1.0.1/16", ""),
+    ("pod_cidrs 10.1.0.0/33", ""),
+    ("pod_cidrs 10.1.0.0", ""),
+    ("frontends fd00::1 . tcp . 80", "0x00000001"),
     ("cluster_ips 10.96.0.10", "x"),
     ("cluster_ips 10.96.0.10\n", ""),
     ("same_link eth0", ""),
@@ -36,19 +82,30 @@ BAD_NFT = [
 
 @pytest.mark.parametrize(("key", "value", "spelled"), NFT)
 def test_elements_are_spelled_as_nft_reads_them(key, value, spelled):
-    assert nftables.spell(key, value) == spelled
+    assert nftables.spell(nftables.IPV4, key, value) == spelled
 
 
 @pytest.mark.parametrize(("key", "value"), BAD_NFT)
 def test_other_elements_are_refused(key, value):
     with pytest.raises(InvalidResource):
-        nftables.spell(key, value)
+        nftables.spell(nftables.IPV4, key, value)
 
 
-@given(st.text(max_size=60), st.text(max_size=30))
-def test_no_text_gets_through_that_could_end_an_element(key, value):
+@pytest.mark.parametrize(("key", "value", "spelled"), NFT6)
+def test_ipv6_elements_are_spelled_as_nft_reads_them(key, value, spelled):
+    assert nftables.spell(nftables.IPV6, key, value) == spelled
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_NFT6)
+def test_other_ipv6_elements_are_refused(key, value):
+    with pytest.raises(InvalidResource):
+        nftables.spell(nftables.IPV6, key, value)
+
+
+@given(st.sampled_from([nftables.IPV4, nftables.IPV6]), st.text(max_size=60), st.text(max_size=30))
+def test_no_text_gets_through_that_could_end_an_element(family, key, value):
     try:
-        spelled = nftables.spell(key, value)
+        spelled = nftables.spell(family, key, value)
     except InvalidResource:
         return
     assert not set("{};\n\"'#") & set("".join(spelled))
@@ -113,7 +170,9 @@ def test_other_records_are_refused(key, value):
         ("route 10.96.0.1/16", ""),
         ("route 10.96.0.0", ""),
         ("route 10.96.0.0/255.255.0.0", ""),
-        ("route 2001:db8::/64", ""),
+        ("route 2001:db8::1/64", ""),
+        ("route fe80::%eth0/64", ""),
+        ("node-address7", "192.0.2.1"),
         ("route default", ""),
         ("zone", "cluster.local."),
         ("zone", "cluster.local\n"),
@@ -135,22 +194,24 @@ def test_other_host_settings_are_refused(key, value):
 
 
 def test_flows_to_endpoints_that_left_are_forgotten_and_others_stay():
-    flows = conntrack.UdpFlows()
+    flows = conntrack.UdpFlows("ipv4")
     flows.refill([("frontends 10.96.0.1 . udp . 53", "0x00000001"), ("frontends 10.96.0.2 . tcp . 80", "0x00000002")])
     moved = Change(
         deletes={"slots 0x00000001 . 0": "10.1.0.1 . 53", "slots 0x00000001 . 1": "10.1.0.2 . 53"},
         adds={"slots 0x00000001 . 0": "10.1.0.2 . 53"},
     )
-    assert flows.follow(moved) == [["--mark", "0x00000001", "--reply-src", "10.1.0.1", "--reply-port-src", "53"]]
+    assert flows.follow(moved) == [
+        ["-f", "ipv4", "--mark", "0x00000001", "--reply-src", "10.1.0.1", "--reply-port-src", "53"]
+    ]
     assert flows.follow(Change(deletes={"slots 0x00000002 . 0": "10.1.0.1 . 80"})) == []
 
 
 def test_what_was_sent_before_an_address_was_a_services_is_forgotten():
-    flows = conntrack.UdpFlows()
+    flows = conntrack.UdpFlows("ipv4")
     made = Change(adds={"nodeports udp . 30053": "0x00000003"})
-    assert flows.follow(made) == [["--orig-port-dst", "30053", "--mark", "0"]]
+    assert flows.follow(made) == [["-f", "ipv4", "--orig-port-dst", "30053", "--mark", "0"]]
     gone = Change(deletes={"nodeports udp . 30053": "0x00000003"})
-    assert flows.follow(gone) == [["--orig-port-dst", "30053", "--mark", "0x00000003"]]
+    assert flows.follow(gone) == [["-f", "ipv4", "--orig-port-dst", "30053", "--mark", "0x00000003"]]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +222,8 @@ def test_what_was_sent_before_an_address_was_a_services_is_forgotten():
         ("dns-listen", "169.254.20.10"),
         ("route 10.96.0.0/16", ""),
         ("route 10.96.0.1/32", ""),
+        ("route 2001:db8::/64", ""),
+        ("node-address6", "2001:db8::1"),
         ("zone", "cluster.local"),
         ("reverse 96.10.in-addr.arpa.", ""),
         ("reverse 8.b.d.0.1.0.0.2.ip6.arpa.", ""),
@@ -173,8 +236,19 @@ def test_host_settings_are_read(key, value):
 HOSTILE = st.sampled_from(
     [*"{};\n\r\t\0\"'#$`\\%@/ .:*-", "flush ruleset", "\u0663", "\u00b2", "\ud800", "é", "x" * 5000]
 )
+
+
+def spell_ipv4(key, value):
+    return nftables.spell(nftables.IPV4, key, value)
+
+
+def spell_ipv6(key, value):
+    return nftables.spell(nftables.IPV6, key, value)
+
+
 READERS = {
-    nftables.spell: [(key, value) for key, value, _ in NFT],
+    spell_ipv4: [(key, value) for key, value, _ in NFT],
+    spell_ipv6: [(key, value) for key, value, _ in NFT6],
     dns.parse: [(key, "5") for key in RECORDS],
     host.check: [
         ("node-address", "192.0.2.1"),
