@@ -11,7 +11,9 @@ from typing import Any
 
 Document = dict[str, Any]
 
+CLUSTER, LOCAL = "Cluster", "Local"  # traffic policies
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+MAX_NAME_LENGTH, MAX_LABEL_LENGTH = 254, 63  # with the final dot
 
 
 @dataclass(frozen=True, order=True)
@@ -24,15 +26,47 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Route:
-    """One Service port: the addresses it is reached by, and the backends in the order of their slots."""
+class Group:
+    """The endpoints that traffic under the Cluster policy may reach, in the order of their slots."""
 
-    group: int
+    id: int
+    backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True)
+class LocalGroup:
+    """The endpoints that traffic under a Local policy may reach. nodes: Node -> those on it, never empty."""
+
+    id: int
+    nodes: Mapping[str, tuple[Backend, ...]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One Service port in one address family: the addresses it is reached by, and where its traffic goes.
+
+    external_ips: externalIPs and load balancers' addresses. is_internal_local: by the cluster IP only endpoints on
+    the same node; is_external_local: by the other addresses. cluster is None when no traffic may go everywhere, local
+    when none must stay. has_endpoints: anywhere; without any, traffic is refused, with one that it may not reach,
+    dropped. affinity_s: how long a client keeps its endpoint, None for no affinity.
+    """
+
+    version: int
     protocol: str
     port: int
-    cluster_ips: tuple[str, ...]
+    cluster_ip: str
+    external_ips: tuple[str, ...]
     node_port: int | None
-    backends: tuple[Backend, ...]
+    is_internal_local: bool
+    is_external_local: bool
+    cluster: Group | None
+    local: LocalGroup | None
+    has_endpoints: bool
+    affinity_s: int | None
+
+    @property
+    def is_external(self) -> bool:
+        return bool(self.external_ips or self.node_port)
 
 
 @dataclass(frozen=True, order=True)
@@ -44,15 +78,30 @@ class Record:
     data: str
 
 
-def group_key(port: Document) -> str:
+# (port, policy) -> group id; port as `group_port` writes it
+Groups = Mapping[tuple[str, str], int]
+
+
+def group_port(port: Document) -> str:
     """How a Service port is known in `EndpointGroup.port`."""
     return f"{port.get('protocol', 'TCP')}/{port['port']}"
 
 
-def plan_routes(service: Document, slices: Iterable[Document], groups: Mapping[str, int]) -> tuple[Route, ...]:
-    """The routes of a Service, one per port in the order of the spec; none for headless and ExternalName.
+def groups_wanted(service: Document) -> set[tuple[str, str]]:
+    """(port, policy) of every group a Service needs: one a port, and one more where a policy is Local."""
+    spec = service["spec"]
+    if spec.get("type") == "ExternalName" or spec.get("clusterIP") == "None":
+        return set()
+    has_local = LOCAL in (spec.get("internalTrafficPolicy"), spec.get("externalTrafficPolicy"))
+    policies = (CLUSTER, LOCAL) if has_local else (CLUSTER,)
+    return {(group_port(port), policy) for port in spec.get("ports") or () for policy in policies}
 
-    slices: every EndpointSlice that names the Service. groups: group_key -> group id, for every port.
+
+def plan_routes(service: Document, slices: Iterable[Document], groups: Groups) -> tuple[Route, ...]:
+    """The routes of a Service: its ports in the order of the spec, each in every family it has a cluster IP of.
+
+    None for headless and ExternalName. slices: every EndpointSlice that names the Service. groups: an id for each of
+    `groups_wanted`.
     """
     spec = service["spec"]
     cluster_ips = tuple(spec.get("clusterIPs") or ())
@@ -61,35 +110,96 @@ def plan_routes(service: Document, slices: Iterable[Document], groups: Mapping[s
     if SERVICE_PROXY_NAME in (service["metadata"].get("labels") or {}):
         return ()  # somebody else's proxy serves it
     slices = list(slices)
-    return tuple(
-        Route(
-            group=groups[group_key(port)],
-            protocol=port["protocol"].lower(),
-            port=port["port"],
-            cluster_ips=cluster_ips,
-            node_port=port.get("nodePort") or None,
-            backends=_backends(port, slices),
-        )
-        for port in spec.get("ports") or ()
+    external = [*(spec.get("externalIPs") or ()), *_balancer_addresses(service)]
+    routes = []
+    for port in spec.get("ports") or ():
+        for text in cluster_ips:
+            address = ip_address(text)
+            of_family = {str(ip) for ip in map(ip_address, external) if ip.version == address.version}
+            routes.append(_route(spec, port, str(address), tuple(sorted(of_family)), slices, groups))
+    return tuple(routes)
+
+
+def _balancer_addresses(service: Document) -> list[str]:
+    """The load balancers' addresses that packets carry to the node (not of those that end the connection: Proxy)."""
+    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    return [entry["ip"] for entry in ingress if entry.get("ip") and entry.get("ipMode") != "Proxy"]
+
+
+def _route(
+    spec: Document,
+    port: Document,
+    cluster_ip: str,
+    external_ips: tuple[str, ...],
+    slices: Iterable[Document],
+    groups: Groups,
+) -> Route:
+    """Which endpoints each policy takes follows k8s v1.36 pkg/proxy/topology.go, CategorizeEndpoints."""
+    version = ip_address(cluster_ip).version
+    ready, draining = _endpoints(port, slices, version)
+    node_port = port.get("nodePort") or None
+    is_external = bool(node_port or external_ips)
+    is_internal_local = spec.get("internalTrafficPolicy") == LOCAL
+    is_external_local = is_external and spec.get("externalTrafficPolicy") == LOCAL
+    cluster = local = None
+    # Also where the external policy is Local: clients on the node reach every endpoint by an external address.
+    if not is_internal_local or is_external:
+        cluster = Group(groups[group_port(port), CLUSTER], ready or draining)
+    if is_internal_local or is_external_local:
+        nodes = {backend.node for backend in (*ready, *draining) if backend.node}
+        chosen = {node: _on(node, ready) or _on(node, draining) for node in sorted(nodes)}
+        local = LocalGroup(groups[group_port(port), LOCAL], chosen)
+    affinity = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+    return Route(
+        version=version,
+        protocol=port["protocol"].lower(),
+        port=port["port"],
+        cluster_ip=cluster_ip,
+        external_ips=external_ips,
+        node_port=node_port,
+        is_internal_local=is_internal_local,
+        is_external_local=is_external_local,
+        cluster=cluster,
+        local=local,
+        has_endpoints=bool(ready or draining),
+        affinity_s=affinity.get("timeoutSeconds", 10800) if spec.get("sessionAffinity") == "ClientIP" else None,
     )
 
 
-def _backends(port: Document, slices: Iterable[Document]) -> tuple[Backend, ...]:
-    """Ready endpoints, or, when there is none, those that end but still serve (KEP-1669)."""
-    ready: set[Backend] = set()
-    draining: set[Backend] = set()
+def _endpoints(
+    port: Document, slices: Iterable[Document], version: int
+) -> tuple[tuple[Backend, ...], tuple[Backend, ...]]:
+    """Ready endpoints, and those that end but still serve (KEP-1669); each address and port once, sorted.
+
+    Two slices may name the same endpoint, with or without its Node: what is known of the Node wins.
+    """
+    ready: dict[tuple[str, int], Backend] = {}
+    draining: dict[tuple[str, int], Backend] = {}
     for item in slices:
         number = _port_number(item, port.get("name") or "")
-        if number is None:
+        if number is None or item["addressType"] != f"IPv{version}":
             continue
         for endpoint in item.get("endpoints") or ():
             conditions = endpoint.get("conditions") or {}
-            backend = Backend(endpoint["addresses"][0], number, endpoint.get("nodeName") or "")
-            if conditions.get("ready", True) is not False:
-                ready.add(backend)
-            elif conditions.get("serving") and conditions.get("terminating"):
-                draining.add(backend)
-    return tuple(sorted(_distinct(ready or draining)))
+            address = canonical_address(endpoint["addresses"][0])
+            if address is None:
+                continue
+            backend = Backend(address, number, endpoint.get("nodeName") or "")
+            if conditions.get("ready") is not False:
+                found = ready
+            elif conditions.get("serving") is not False and conditions.get("terminating"):
+                found = draining
+            else:
+                continue
+            key = backend.address, backend.port
+            found[key] = max(backend, found.get(key, backend))
+    for key in ready:
+        draining.pop(key, None)
+    return tuple(sorted(ready.values())), tuple(sorted(draining.values()))
+
+
+def _on(node: str, backends: Iterable[Backend]) -> tuple[Backend, ...]:
+    return tuple(backend for backend in backends if backend.node == node)
 
 
 def _port_number(item: Document, name: str) -> int | None:
@@ -99,27 +209,31 @@ def _port_number(item: Document, name: str) -> int | None:
     return None
 
 
-def _distinct(backends: Iterable[Backend]) -> Iterable[Backend]:
-    """One backend per address and port: two slices may name the same endpoint, with or without its Node."""
-    return {(b.address, b.port): b for b in sorted(backends)}.values()
-
-
 def plan_records(service: Document, slices: Iterable[Document], domain: str) -> list[Record]:
-    """The DNS records of a Service, sorted: A, AAAA, SRV, PTR, CNAME. domain: the cluster's, without final dot."""
+    """The DNS records of a Service, sorted: A, AAAA, SRV, PTR, CNAME. domain: the cluster's, without final dot.
+
+    A record whose name no DNS message can carry is left out: the others are better than none.
+    """
     metadata, spec = service["metadata"], service["spec"]
     name = f"{metadata['name']}.{metadata['namespace']}.svc.{domain}."
     if spec.get("type") == "ExternalName":
-        return [Record(name, "CNAME", spec["externalName"].rstrip(".") + ".")]
+        return [Record(name, "CNAME", spec["externalName"].rstrip(".").lower() + ".")]
     if spec.get("clusterIP") == "None":
-        return sorted(_headless_records(spec, name, slices))
-    records = set()
-    for address in spec.get("clusterIPs") or ():
-        records.add(_address_record(name, address))
-        records.add(Record(reverse_name(address), "PTR", name))
-    for port in spec.get("ports") or ():
-        if port.get("name"):
-            records.add(_srv(port["name"], port["protocol"], name, port["port"], name))
-    return sorted(records)
+        records = _headless_records(spec, name, slices)
+    else:
+        records = set()
+        for address in spec.get("clusterIPs") or ():
+            records.add(_address_record(name, address))
+            records.add(Record(reverse_name(address), "PTR", name))
+        for port in spec.get("ports") or ():
+            if port.get("name"):
+                records.add(_srv(port["name"], port["protocol"], name, port["port"], name))
+    return sorted(record for record in records if _is_sayable(record.name))
+
+
+def _is_sayable(name: str) -> bool:
+    """Whether a name fits into a DNS message: a port's name may have 63 characters, with its underscore one too many."""
+    return len(name) <= MAX_NAME_LENGTH and all(len(label) <= MAX_LABEL_LENGTH for label in name.split("."))
 
 
 def _headless_records(spec: Document, name: str, slices: Iterable[Document]) -> set[Record]:
@@ -129,24 +243,41 @@ def _headless_records(spec: Document, name: str, slices: Iterable[Document]) -> 
         if item["addressType"] == "FQDN":
             continue
         for endpoint in item.get("endpoints") or ():
-            if (endpoint.get("conditions") or {}).get("ready", True) is False and not publish_all:
+            if (endpoint.get("conditions") or {}).get("ready") is False and not publish_all:
                 continue
-            address = endpoint["addresses"][0]
-            host = f"{endpoint.get('hostname') or address.replace('.', '-').replace(':', '-')}.{name}"
+            address = canonical_address(endpoint["addresses"][0])
+            if address is None:
+                continue
+            host = f"{endpoint.get('hostname') or _dashed(address)}.{name}"
             records.add(_address_record(name, address))
             records.add(_address_record(host, address))
             for port in item.get("ports") or ():
                 if port.get("name") and port.get("port"):
-                    records.add(_srv(port["name"], port["protocol"], name, port["port"], host))
+                    records.add(_srv(port["name"], port.get("protocol") or "TCP", name, port["port"], host))
     return records
 
 
+def _dashed(address: str) -> str:
+    """The label of an endpoint that has no hostname, as CoreDNS makes it: 10-0-0-1, fd00--1."""
+    label = address.replace(".", "-").replace(":", "-")
+    # No label begins or ends with a dash ("fd00::").
+    return f"{'0' if label.startswith('-') else ''}{label}{'0' if label.endswith('-') else ''}"
+
+
 def _address_record(name: str, address: str) -> Record:
-    return Record(name, "AAAA" if ":" in address else "A", address)
+    return Record(name, "AAAA" if ":" in address else "A", str(ip_address(address)))
 
 
 def _srv(port_name: str, protocol: str, name: str, number: int, target: str) -> Record:
     return Record(f"_{port_name}._{protocol.lower()}.{name}", "SRV", f"0 100 {number} {target}")
+
+
+def canonical_address(text: str) -> str | None:
+    """An address as everybody spells it, None for what is none: a Pod's status is whatever somebody reported."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return None
 
 
 def reverse_name(address: str) -> str:

@@ -19,6 +19,7 @@ from services_app.render.node import (
     OwnerState,
     Rendered,
     Resource,
+    network_of,
     render_base,
     render_owner,
 )
@@ -73,12 +74,16 @@ def cluster() -> Cluster:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What changed after `since`, as of `revision`; `newest` was the last revision for nodes then."""
+    """What changed after `since`, as of `revision`; `newest` was the last revision for nodes then.
+
+    has_base: whether nodes' base may have changed, too.
+    """
 
     since: int | None
     newest: int
     revision: int
     rendered: dict[str, Rendered]
+    has_base: bool
 
 
 class _Readings:
@@ -106,12 +111,13 @@ _readings = _Readings()
 def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -> Delta:
     """The delta for a node from a revision, or everything when since is None or older than the log.
 
-    All of it is of one revision. address: the node's own.
+    All of it is of one revision but the base, which is as of now. address: the node's own when its Node names none.
     """
     reading = _readings.after(since)
     owners = {owner: rendered.on(node) for owner, rendered in reading.rendered.items()}
-    if with_base or reading.since is None:
-        owners[BASE_OWNER] = render_base(cluster(), address)
+    if with_base or reading.has_base:
+        text = models.Node.objects.filter(name=node).values_list("document", flat=True).first()
+        owners[BASE_OWNER] = render_base(cluster(), network_of(json.loads(text) if text else None, address))
     return Delta(reading.revision, reading.since, owners)
 
 
@@ -123,8 +129,9 @@ def _read(since: int | None, newest: int) -> _Reading:
         plane = models.ControlPlane.objects.get(id=1)
         if since is not None and since < plane.compacted_revision:
             since = None
-        rendered = _read_owners(None if since is None else changes.owners_changed(since) - {changes.BASE_OWNER})
-    return _Reading(since, newest, plane.revision, rendered)
+        changed = None if since is None else changes.owners_changed(since)
+        rendered = _read_owners(None if changed is None else changed - {changes.BASE_OWNER})
+    return _Reading(since, newest, plane.revision, rendered, changed is None or changes.BASE_OWNER in changed)
 
 
 def newest_owner_revision() -> int:
@@ -183,12 +190,12 @@ def _read_states(owners: list[str], rows: dict[str, tuple[int, Any]]) -> list[Ow
         for namespace, name, text in cursor.fetchall():
             slices.setdefault(f"{namespace}/{name}", []).append(json.loads(text))
         cursor.execute(
-            "SELECT service_id, port, id FROM services_app_endpointgroup WHERE service_id = ANY(%s)",
+            "SELECT service_id, port, policy, id FROM services_app_endpointgroup WHERE service_id = ANY(%s)",
             [[rows[owner][1] for owner in owners]],
         )
-        groups: dict[Any, dict[str, int]] = {}
-        for uid, port, number in cursor.fetchall():
-            groups.setdefault(uid, {})[port] = number
+        groups: dict[Any, dict[tuple[str, str], int]] = {}
+        for uid, port, policy, number in cursor.fetchall():
+            groups.setdefault(uid, {})[port, policy] = number
     return [
         OwnerState(owner, services[owner], tuple(slices.get(owner, ())), groups.get(rows[owner][1], {}))
         for owner in owners

@@ -1,46 +1,121 @@
-"""Routes as elements of the node's named maps and sets (table `ip timonel`); the skeleton is agents/nftables.py's.
+"""Routes as elements of a node's named maps and sets (tables `ip timonel` and `ip6 timonel`).
 
-An update changes elements only, whatever the number of Services (measured in docs/decisions).
+An update changes elements only, whatever the number of Services; the skeleton is agents/nftables.py's. What is decided
+here: the spelling of a mark, and the number of each endpoint's slot.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
-from services_app.plan.routing import Route
+from services_app.plan.routing import Backend, Route
 
 Resource = tuple[str, str, str]
-DRIVER = "nft4"
+DRIVERS = {4: "nft4", 6: "nft6"}
+PROTOCOLS = ("tcp", "udp", "sctp")
+
+# Flags of a frontend's mark beside the group id (28 bits); bits 0x10000000 and 0x20000000 are kept for "masquerade" and
+# "source ranges".
+LOCAL_POLICY = 0x40000000
 
 
-def render_routes(routes: Iterable[Route]) -> list[Resource]:
-    """The elements that are the same on every node: (driver, "container element", value)."""
-    resources: dict[str, str] = {}
+@dataclass(frozen=True)
+class Elements:
+    """A Service's elements: on every node, on the Node of that name, and on nodes not named in `local`."""
+
+    shared: tuple[Resource, ...] = ()
+    local: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
+    elsewhere: tuple[Resource, ...] = ()
+
+
+def render_routes(routes: Iterable[Route]) -> Elements:
+    """The elements of a Service's routes; each (driver, "container element", value)."""
+    routes = [route for route in routes if route.protocol in PROTOCOLS]
+    shared: dict[tuple[str, str], str] = {}
     for route in routes:
-        if route.protocol not in ("tcp", "udp", "sctp"):
-            continue
-        mark = f"0x{route.group:08x}"
-        addresses = [ip for ip in route.cluster_ips if ":" not in ip]
-        backends = [b for b in route.backends if ":" not in b.address]
-        if not addresses and not route.node_port:
-            continue
-        for address in addresses:
-            resources[f"frontends {address} . {route.protocol} . {route.port}"] = mark
-            resources[f"cluster_ips {address}"] = ""
-        if route.node_port:
-            resources[f"nodeports {route.protocol} . {route.node_port}"] = mark
-        resources[f"groups {mark}"] = f"goto lb_{len(backends)}" if backends else "goto refuse"
+        for key, value in _shared(route):
+            shared[DRIVERS[route.version], key] = value
+    nodes = sorted({node for route in routes for node in _nodes(route)})
+    return Elements(
+        tuple((driver, key, value) for (driver, key), value in shared.items()),
+        {node: tuple(_on_node(routes, node)) for node in nodes},
+        tuple(_on_node(routes, None)),
+    )
+
+
+def _shared(route: Route) -> Iterable[tuple[str, str]]:
+    cluster, local = route.cluster, route.local
+    internal = local.id if local and route.is_internal_local else cluster.id if cluster else 0
+    yield f"frontends {route.cluster_ip} . {route.protocol} . {route.port}", _mark(internal)
+    yield f"cluster_ips {route.cluster_ip}", ""
+    if cluster:
+        yield from _group(cluster.id, cluster.backends, route)
+    if not route.is_external or not cluster:
+        return
+    external = _mark(cluster.id)
+    if local and route.is_external_local:
+        external = _mark(LOCAL_POLICY | local.id)
+        yield f"to_cluster {external}", _mark(cluster.id)
+    for address in route.external_ips:
+        yield f"frontends {address} . {route.protocol} . {route.port}", external
+    if route.node_port:
+        yield f"nodeports {route.protocol} . {route.node_port}", external
+
+
+def _nodes(route: Route) -> set[str]:
+    """The Nodes with an endpoint that traffic may reach."""
+    found = {backend.node for backend in route.cluster.backends if backend.node} if route.cluster else set()
+    return found | set(route.local.nodes) if route.local else found
+
+
+def _on_node(routes: Sequence[Route], node: str | None) -> list[Resource]:
+    """What only this node holds, None: what a node without any endpoint holds."""
+    elements: dict[tuple[str, str], str] = {}
+    for route in routes:
+        driver = DRIVERS[route.version]
+        here = {b.address for b in route.cluster.backends if b.node == node} if route.cluster and node else set()
+        if route.local:
+            backends = route.local.nodes.get(node or "", ())
+            here |= {backend.address for backend in backends}
+            for key, value in _group(route.local.id, backends, route):
+                elements[driver, key] = value
+        # These see the client's own address.
+        for address in sorted(here):
+            elements[driver, f"local_endpoints {address}"] = ""
+    return [(driver, key, value) for (driver, key), value in elements.items()]
+
+
+def _group(number: int, backends: Sequence[Backend], route: Route) -> Iterable[tuple[str, str]]:
+    """A group's verdict and slots. With affinity a slot's number is the endpoint's own, and `pick` draws it."""
+    mark = _mark(number)
+    if not backends:
+        # There are endpoints, only not for this traffic: as in Kubernetes it vanishes.
+        yield f"groups {mark}", "drop" if route.has_endpoints else "goto refuse"
+        return
+    if route.affinity_s is None:
+        yield f"groups {mark}", f"goto lb_{len(backends)}"
         for index, backend in enumerate(backends):
-            resources[f"slots {mark} . {index}"] = f"{backend.address} . {backend.port}"
-    return [(DRIVER, key, value) for key, value in resources.items()]
+            yield f"slots {mark} . {index}", f"{backend.address} . {backend.port}"
+        return
+    yield f"groups {mark}", f"goto aff_{route.affinity_s}_{len(backends)}"
+    for index, (backend, slot) in enumerate(zip(backends, lasting_slots(backends), strict=True)):
+        yield f"pick {mark} . {index}", str(slot)
+        yield f"slots {mark} . {slot}", f"{backend.address} . {backend.port}"
 
 
-def render_local(routes: Iterable[Route]) -> dict[str, tuple[Resource, ...]]:
-    """Node -> the elements that only it holds: endpoints on it, which see the client's own address."""
-    addresses: dict[str, set[str]] = {}
-    for route in routes:
-        for backend in route.backends:
-            if backend.node and ":" not in backend.address:
-                addresses.setdefault(backend.node, set()).add(backend.address)
-    return {
-        node: tuple((DRIVER, f"local_endpoints {address}", "") for address in sorted(found))
-        for node, found in addresses.items()
-    }
+def lasting_slots(backends: Iterable[Backend]) -> list[int]:
+    """A number from 1 to 2**32 - 2 for each, the same as long as the endpoint is there: clients are remembered by it."""
+    taken: set[int] = set()
+    slots = []
+    for backend in backends:
+        digest = hashlib.sha256(f"{backend.address} {backend.port}".encode()).digest()
+        slot = int.from_bytes(digest[:4], "big")
+        while slot in taken or not 0 < slot < 0xFFFFFFFF:
+            slot = (slot + 1) % 0xFFFFFFFF
+        taken.add(slot)
+        slots.append(slot)
+    return slots
+
+
+def _mark(number: int) -> str:
+    return f"0x{number:08x}"

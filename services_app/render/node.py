@@ -5,10 +5,10 @@ Most of a Service's resources are the same on every node: they are rendered once
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from services_app.plan.routing import plan_records, plan_routes
+from services_app.plan.routing import Groups, plan_records, plan_routes
 from services_app.render import dns, nftables
 
 Document = dict[str, Any]
@@ -27,52 +27,80 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class NodeNetwork:
+    """What a node's own base depends on.
+
+    addresses: the node's, at most one of each family. pod_cidrs: the networks of the containers behind it, as its Node
+    says; none unless somebody says so, and never the nodes' own network.
+    """
+
+    addresses: tuple[IPv4Address | IPv6Address, ...]
+    pod_cidrs: tuple[IPv4Network | IPv6Network, ...] = ()
+
+
+def network_of(node: Document | None, address: str) -> NodeNetwork:
+    """From a Node's document; address: what to take when it names none."""
+    status, spec = (node or {}).get("status") or {}, (node or {}).get("spec") or {}
+    texts = [a["address"] for a in status.get("addresses") or () if a.get("type") == "InternalIP"]
+    addresses: dict[int, IPv4Address | IPv6Address] = {}
+    for text in texts or [address]:
+        try:
+            found = ip_address(text)
+        except ValueError:
+            continue  # an enrolled host may be known by name alone
+        addresses.setdefault(found.version, found)
+    return NodeNetwork(
+        tuple(addresses[version] for version in sorted(addresses)),
+        tuple(ip_network(text, strict=False) for text in spec.get("podCIDRs") or ()),
+    )
+
+
+@dataclass(frozen=True)
 class OwnerState:
     """A Service as stored at one revision; service is None once it is deleted.
 
-    groups: plan.routing.group_key -> group id.
+    groups: an id for each of plan.routing.groups_wanted.
     """
 
     owner: str
     service: Document | None
     slices: tuple[Document, ...] = ()
-    groups: Mapping[str, int] = field(default_factory=dict)
+    groups: Groups = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """An owner's resources: the same everywhere, and those that only the Node of that name holds."""
+    """An owner's resources: the same everywhere, and what a Node holds besides: `local` by its name, else `elsewhere`."""
 
     shared: tuple[Resource, ...] = ()
     local: Mapping[str, tuple[Resource, ...]] = field(default_factory=dict)
+    elsewhere: tuple[Resource, ...] = ()
 
     def on(self, node: str) -> list[Resource]:
         """All that the named Node holds of the owner."""
-        return [*self.shared, *self.local.get(node, ())]
+        return [*self.shared, *self.local.get(node, self.elsewhere)]
 
 
 def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
     """An owner's resources; none once its Service is deleted."""
     if state.service is None:
         return Rendered()
-    routes = plan_routes(state.service, state.slices, state.groups)
-    shared = [
-        *nftables.render_routes(routes),
-        *dns.render_records(plan_records(state.service, state.slices, cluster.domain)),
-    ]
-    return Rendered(tuple(shared), nftables.render_local(routes))
+    elements = nftables.render_routes(plan_routes(state.service, state.slices, state.groups))
+    names = dns.render_records(plan_records(state.service, state.slices, cluster.domain))
+    return Rendered((*elements.shared, *names), elements.local, elements.elsewhere)
 
 
-def render_base(cluster: Cluster, address: str) -> list[Resource]:
-    """What a node holds besides Services. address: the node's own."""
+def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:
+    """What a node holds besides Services."""
     host: list[tuple[str, str]] = [
-        ("node-address", address),
+        *(("node-address" if address.version == 4 else "node-address6", str(address)) for address in network.addresses),
         ("zone", cluster.domain),
         ("dns-listen", DNS_LISTEN),
-        *((f"route {cidr}", "") for cidr in cluster.service_cidrs if cidr.version == 4),
+        *((f"route {cidr}", "") for cidr in cluster.service_cidrs),
         *((f"reverse {zone}", "") for zone in reverse_zones(cluster.service_cidrs)),
     ]
-    return [("host", key, value) for key, value in host]
+    pods = [(nftables.DRIVERS[cidr.version], f"pod_cidrs {cidr}", "") for cidr in network.pod_cidrs]
+    return [*(("host", key, value) for key, value in host), *pods]
 
 
 def reverse_zones(cidrs: Iterable[IPv4Network | IPv6Network]) -> list[str]:

@@ -19,7 +19,7 @@ from psycopg.types.json import Jsonb
 from services_app import models
 from services_app.changes import BASE_OWNER, Writer, encode
 from services_app.plan import endpoints, mirroring
-from services_app.plan.routing import group_key
+from services_app.plan.routing import groups_wanted
 from services_app.spec import kinds
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
@@ -353,22 +353,28 @@ class Transaction:
         self.insert(kind, document)
 
     def _sync_groups(self, service: Document, *, is_new: bool) -> None:
-        """One group id per port of a Service that has routes, kept as long as the port is there."""
+        """One group id per port and policy of a Service that has routes, kept as long as both are there."""
         uid = UUID(service["metadata"]["uid"])
-        spec = service["spec"]
-        routed = spec.get("type") != "ExternalName" and spec.get("clusterIP") != "None"
-        wanted = {group_key(port) for port in spec.get("ports") or ()} if routed else set()
-        have: set[str] = set()
+        wanted = groups_wanted(service)
+        have: set[tuple[str, str]] = set()
         if not is_new:
-            have = {
-                port for (port,) in self._rows("SELECT port FROM services_app_endpointgroup WHERE service_id = %s", uid)
-            }
-        if have - wanted:
-            sql = "DELETE FROM services_app_endpointgroup WHERE service_id = %s AND port = ANY(%s)"
-            self._write(sql, uid, [*(have - wanted)])
-        if wanted - have:
-            sql = "INSERT INTO services_app_endpointgroup (service_id, port, policy) SELECT %s, unnest(%s::text[]), 'Cluster'"
-            self._write(sql, uid, sorted(wanted - have))
+            have = {*self._rows("SELECT port, policy FROM services_app_endpointgroup WHERE service_id = %s", uid)}
+        if gone := sorted(have - wanted):
+            sql = (
+                "DELETE FROM services_app_endpointgroup WHERE service_id = %s"
+                " AND (port, policy) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+            )
+            self._write(sql, uid, *_columns(gone))
+        if new := sorted(wanted - have):
+            sql = (
+                "INSERT INTO services_app_endpointgroup (service_id, port, policy)"
+                " SELECT %s, * FROM unnest(%s::text[], %s::text[])"
+            )
+            self._write(sql, uid, *_columns(new))
+
+
+def _columns(rows: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
+    return [first for first, _ in rows], [second for _, second in rows]
 
 
 def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str | None:
@@ -382,7 +388,16 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
     if kind is kinds.ENDPOINT_SLICE:
         name = (metadata.get("labels") or {}).get(endpoints.SERVICE_NAME)
         return f"{metadata['namespace']}/{name}" if name else None
+    if kind is kinds.NODE and after is not None and before is not None and _base_differs(before, after):
+        return BASE_OWNER
     return None
+
+
+def _base_differs(before: Document, after: Document) -> bool:
+    """Whether a node's own base could differ: its addresses and the networks of its containers."""
+    return before["spec"].get("podCIDRs") != after["spec"].get("podCIDRs") or (before.get("status") or {}).get(
+        "addresses"
+    ) != (after.get("status") or {}).get("addresses")
 
 
 def _rendering_differs(before: Document, after: Document) -> bool:

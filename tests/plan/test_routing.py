@@ -27,7 +27,7 @@ def a_slice(*endpoints, port=8080, name="http"):
 READY = {"ready": True, "serving": True, "terminating": False}
 UNREADY = {"ready": False, "serving": False, "terminating": False}
 DRAINING = {"ready": False, "serving": True, "terminating": True}
-GROUPS = {"TCP/80": 7}
+GROUPS = {("TCP/80", "Cluster"): 7, ("TCP/80", "Local"): 8}
 
 
 @pytest.mark.parametrize(
@@ -44,19 +44,103 @@ GROUPS = {"TCP/80": 7}
 )
 def test_backends_of_a_route(endpoints, chosen):
     (route,) = routing.plan_routes(a_service(), [a_slice(*endpoints)], GROUPS)
-    assert [b.address for b in route.backends] == chosen
+    assert [b.address for b in route.cluster.backends] == chosen
+
+
+POLICIES = {
+    # spec, endpoints -> (cluster, local on a, local on b, has endpoints)
+    "cluster only": (
+        {},
+        [("10.0.0.1", "a", READY), ("10.0.0.2", "b", READY)],
+        (["10.0.0.1", "10.0.0.2"], None, None, True),
+    ),
+    "internal local": (
+        {"internalTrafficPolicy": "Local"},
+        [("10.0.0.1", "a", READY), ("10.0.0.2", "b", READY)],
+        (None, ["10.0.0.1"], ["10.0.0.2"], True),
+    ),
+    "internal local, reachable from outside": (
+        {"internalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]},
+        [("10.0.0.1", "a", READY), ("10.0.0.2", "b", READY)],
+        (["10.0.0.1", "10.0.0.2"], ["10.0.0.1"], ["10.0.0.2"], True),
+    ),
+    "external local means nothing without an outside": (
+        {"externalTrafficPolicy": "Local"},
+        [("10.0.0.1", "a", READY)],
+        (["10.0.0.1"], None, None, True),
+    ),
+    "external local": (
+        {"externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]},
+        [("10.0.0.1", "a", READY), ("10.0.0.2", "", READY)],
+        (["10.0.0.1", "10.0.0.2"], ["10.0.0.1"], [], True),
+    ),
+    "each policy ends by itself": (
+        {"externalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]},
+        [("10.0.0.1", "a", DRAINING), ("10.0.0.2", "b", READY), ("10.0.0.3", "b", DRAINING)],
+        (["10.0.0.2"], ["10.0.0.1"], ["10.0.0.2"], True),
+    ),
+    "all end": (
+        {"internalTrafficPolicy": "Local", "externalIPs": ["192.0.2.1"]},
+        [("10.0.0.1", "a", DRAINING), ("10.0.0.2", "a", UNREADY)],
+        (["10.0.0.1"], ["10.0.0.1"], [], True),
+    ),
+    "none": ({"internalTrafficPolicy": "Local"}, [("10.0.0.1", "a", UNREADY)], (None, [], [], False)),
+}
+
+
+@pytest.mark.parametrize(("spec", "endpoints", "expected"), POLICIES.values(), ids=POLICIES)
+def test_endpoints_of_each_policy(spec, endpoints, expected):
+    (route,) = routing.plan_routes(a_service(**spec), [a_slice(*endpoints)], GROUPS)
+    addresses = [None if g is None else [b.address for b in g.backends] for g in [route.cluster]]
+    for node in ("a", "b"):
+        addresses.append([b.address for b in route.local.nodes.get(node, ())] if route.local else None)
+    assert (*addresses, route.has_endpoints) == expected
+
+
+def test_a_port_has_a_route_in_each_family_of_the_service():
+    service = a_service(clusterIPs=["10.96.0.9", "fd00::9"], externalIPs=["192.0.2.1", "2001:DB8::1"])
+    four = a_slice(("10.0.0.1", "a", READY))
+    six = {**a_slice(("FD00:0::1", "a", READY), ("no address", "a", READY)), "addressType": "IPv6"}
+    routes = routing.plan_routes(service, [four, six], GROUPS)
+    assert [(r.version, r.cluster_ip, r.external_ips) for r in routes] == [
+        (4, "10.96.0.9", ("192.0.2.1",)),
+        (6, "fd00::9", ("2001:db8::1",)),
+    ]
+    assert [[b.address for b in r.cluster.backends] for r in routes] == [["10.0.0.1"], ["fd00::1"]]
+
+
+@pytest.mark.parametrize(
+    ("spec", "timeout_s"),
+    [
+        ({}, None),
+        ({"sessionAffinity": "None"}, None),
+        ({"sessionAffinity": "ClientIP"}, 10800),
+        ({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 5}}}, 5),
+    ],
+)
+def test_how_long_a_client_keeps_its_endpoint(spec, timeout_s):
+    (route,) = routing.plan_routes(a_service(**spec), [], GROUPS)
+    assert route.affinity_s == timeout_s
+
+
+def test_addresses_of_balancers_that_end_the_connection_are_not_ours():
+    service = a_service(type="LoadBalancer")
+    ingress = [{"ip": "192.0.2.1"}, {"ip": "192.0.2.2", "ipMode": "VIP"}, {"ip": "192.0.2.3", "ipMode": "Proxy"}]
+    service["status"] = {"loadBalancer": {"ingress": [*ingress, {"hostname": "lb.example.org"}]}}
+    (route,) = routing.plan_routes(service, [], GROUPS)
+    assert route.external_ips == ("192.0.2.1", "192.0.2.2")
 
 
 def test_two_numbers_behind_one_port_name_are_both_reached():
     slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.2", "a", READY), port=9090)]
     (route,) = routing.plan_routes(a_service(), slices, GROUPS)
-    assert route.backends == (Backend("10.0.0.1", 8080, "a"), Backend("10.0.0.2", 9090, "a"))
+    assert route.cluster.backends == (Backend("10.0.0.1", 8080, "a"), Backend("10.0.0.2", 9090, "a"))
 
 
 def test_two_pods_may_share_their_nodes_address():
     slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.1", "a", READY), port=9090)]
     (route,) = routing.plan_routes(a_service(), slices, GROUPS)
-    assert [(b.address, b.port) for b in route.backends] == [("10.0.0.1", 8080), ("10.0.0.1", 9090)]
+    assert [(b.address, b.port) for b in route.cluster.backends] == [("10.0.0.1", 8080), ("10.0.0.1", 9090)]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 import pathlib
 from ipaddress import ip_network
+from types import SimpleNamespace
 
 import pytest
 
-from services_app.render.node import Cluster, OwnerState, render_base, render_owner, reverse_zones
+from agents.node import judge
+from services_app.plan.routing import Backend
+from services_app.render.nftables import lasting_slots
+from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner, reverse_zones
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLUSTER = Cluster((ip_network("10.96.0.0/16"),), "cluster.local")
@@ -17,29 +21,32 @@ def a_service(**spec):
     return {"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}
 
 
-def a_slice(ports, *endpoints):
+def a_slice(ports, *endpoints, conditions=READY):
+    is_ipv6 = endpoints and ":" in endpoints[0][0]
     return {
-        "addressType": "IPv4",
+        "addressType": "IPv6" if is_ipv6 else "IPv4",
         "ports": [{"name": name, "port": number, "protocol": protocol} for name, protocol, number in ports],
-        "endpoints": [{"addresses": [ip], "nodeName": node, "conditions": READY} for ip, node in endpoints],
+        "endpoints": [{"addresses": [ip], "nodeName": node, "conditions": conditions} for ip, node in endpoints],
     }
 
 
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+CLUSTER_AND_LOCAL = {("TCP/80", "Cluster"): 5, ("TCP/80", "Local"): 6}
 HTTP = [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}]
 CASES = {
     "cluster-ip": OwnerState(
         "shop/web",
         a_service(ports=HTTP),
         (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),),
-        {"TCP/80": 1},
+        {("TCP/80", "Cluster"): 1},
     ),
     "node-port": OwnerState(
         "shop/web",
         a_service(type="NodePort", ports=[{**HTTP[0], "nodePort": 30007}]),
         (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1")),),
-        {"TCP/80": 2},
+        {("TCP/80", "Cluster"): 2},
     ),
-    "without-endpoints": OwnerState("shop/web", a_service(ports=HTTP), (a_slice([]),), {"TCP/80": 3}),
+    "without-endpoints": OwnerState("shop/web", a_service(ports=HTTP), (a_slice([]),), {("TCP/80", "Cluster"): 3}),
     "two-ports-two-protocols": OwnerState(
         "shop/web",
         a_service(
@@ -49,7 +56,7 @@ CASES = {
             ]
         ),
         (a_slice([("dns", "UDP", 5353), ("dns-tcp", "TCP", 5353)], ("172.20.1.2", "n1")),),
-        {"UDP/53": 4, "TCP/53": 5},
+        {("UDP/53", "Cluster"): 4, ("TCP/53", "Cluster"): 5},
     ),
     "headless": OwnerState(
         "shop/web",
@@ -57,6 +64,79 @@ CASES = {
         (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1")),),
     ),
     "external-name": OwnerState("shop/web", a_service(type="ExternalName", externalName="db.example.org")),
+    "dual-stack": OwnerState(
+        "shop/web",
+        a_service(type="NodePort", clusterIPs=["10.96.0.9", "fd00:10:96::9"], ports=[{**HTTP[0], "nodePort": 30007}]),
+        (
+            a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),
+            a_slice([("http", "TCP", 8080)], ("fd00:1::11", "n1")),
+        ),
+        CLUSTER_AND_LOCAL,
+    ),
+    "internal-local": OwnerState(
+        "shop/web",
+        a_service(internalTrafficPolicy="Local", ports=HTTP),
+        (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),),
+        CLUSTER_AND_LOCAL,
+    ),
+    "external-local": OwnerState(
+        "shop/web",
+        a_service(
+            type="NodePort",
+            externalTrafficPolicy="Local",
+            externalIPs=["203.0.113.9", "2001:db8::9"],
+            ports=[{**HTTP[0], "nodePort": 30007}],
+        ),
+        (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),),
+        CLUSTER_AND_LOCAL,
+    ),
+    "external-local-without-endpoints": OwnerState(
+        "shop/web",
+        a_service(type="NodePort", externalTrafficPolicy="Local", ports=[{**HTTP[0], "nodePort": 30007}]),
+        (),
+        CLUSTER_AND_LOCAL,
+    ),
+    "external-local-draining": OwnerState(
+        "shop/web",
+        a_service(type="NodePort", externalTrafficPolicy="Local", ports=[{**HTTP[0], "nodePort": 30007}]),
+        (
+            a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), conditions=DRAINING),
+            a_slice([("http", "TCP", 8080)], ("10.1.0.12", "n2")),
+        ),
+        CLUSTER_AND_LOCAL,
+    ),
+    "affinity": OwnerState(
+        "shop/web",
+        a_service(sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 600}}, ports=HTTP),
+        (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),),
+        CLUSTER_AND_LOCAL,
+    ),
+    "load-balancer": OwnerState(
+        "shop/web",
+        {
+            **a_service(type="LoadBalancer", ports=[{**HTTP[0], "nodePort": 30007}]),
+            "status": {
+                "loadBalancer": {
+                    "ingress": [
+                        {"ip": "203.0.113.1", "ipMode": "VIP"},
+                        {"ip": "203.0.113.2"},
+                        {"ip": "203.0.113.3", "ipMode": "Proxy"},
+                        {"hostname": "lb.example.org"},
+                    ]
+                }
+            },
+        },
+        (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1")),),
+        CLUSTER_AND_LOCAL,
+    ),
+    "headless-dual-stack": OwnerState(
+        "shop/web",
+        a_service(clusterIP="None", clusterIPs=["None"], ports=HTTP),
+        (
+            a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1")),
+            a_slice([("http", "TCP", 8080)], ("fd00:1::11", "n1"), ("fd00::", "n1")),
+        ),
+    ),
     "deleted": OwnerState("shop/web", None),
 }
 
@@ -67,6 +147,7 @@ def test_a_service_on_a_node(case, request):
     rendered = render_owner(state, CLUSTER)
     lines = [" | ".join(r) for r in rendered.shared]
     lines += [f"only on n1: {' | '.join(r)}" for r in rendered.local.get("n1", ())]
+    lines += [f"on other nodes: {' | '.join(r)}" for r in rendered.elsewhere]
     text = "".join(f"{line}\n" for line in lines)
     path = GOLDEN / f"{case}.txt"
     if request.config.getoption("--update-golden"):
@@ -83,8 +164,59 @@ def test_a_change_of_endpoints_leaves_frontends_alone():
     assert {r[1].split()[0] for r in old ^ new} == {"groups", "slots"}
 
 
+def test_a_client_is_remembered_by_a_number_that_other_endpoints_do_not_change():
+    few, more = (
+        {b.address: slot for b, slot in zip(backends, lasting_slots(backends), strict=True)}
+        for backends in ([Backend(f"10.1.0.{n}", 80) for n in numbers] for numbers in ((7, 9), range(200)))
+    )
+    assert few.items() <= more.items()
+    assert len(set(more.values())) == 200
+    assert all(0 < slot < 2**32 - 1 for slot in more.values())
+
+
+def test_two_endpoints_with_the_same_hash_are_kept_apart(monkeypatch):
+    monkeypatch.setattr("hashlib.sha256", lambda _: SimpleNamespace(digest=lambda: b"\xff" * 32))
+    assert lasting_slots([Backend("10.1.0.1", 80), Backend("10.1.0.2", 80)]) == [1, 2]
+
+
+def test_a_base_of_both_families():
+    node = {
+        "spec": {"podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": "fd00:1::11"},
+                {"type": "InternalIP", "address": "10.1.0.11"},
+                {"type": "InternalIP", "address": "10.9.0.11"},
+                {"type": "Hostname", "address": "n1"},
+            ]
+        },
+    }
+    cluster = Cluster((ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")), "cluster.local")
+    assert render_base(cluster, network_of(node, "n1.example.org")) == [
+        ("host", "node-address", "10.1.0.11"),
+        ("host", "node-address6", "fd00:1::11"),
+        ("host", "zone", "cluster.local"),
+        ("host", "dns-listen", "169.254.20.10"),
+        ("host", "route 10.96.0.0/16", ""),
+        ("host", "route fd00:10:96::/112", ""),
+        ("host", "reverse 0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.", ""),
+        ("host", "reverse 96.10.in-addr.arpa.", ""),
+        ("nft4", "pod_cidrs 10.244.1.0/24", ""),
+        ("nft6", "pod_cidrs fd00:244:1::/64", ""),
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_rendered_can_be_read_by_the_agent(case):
+    rendered = render_owner(CASES[case], CLUSTER)
+    for node in ("n1", "n2", "n3"):
+        assert judge({"o": [list(r) for r in rendered.on(node)]}) == {}
+        keys = [r[:2] for r in rendered.on(node)]
+        assert len(keys) == len(set(keys))
+
+
 def test_the_base_holds_address_zone_and_routes():
-    assert render_base(CLUSTER, "10.1.0.11") == [
+    assert render_base(CLUSTER, network_of(None, "10.1.0.11")) == [
         ("host", "node-address", "10.1.0.11"),
         ("host", "zone", "cluster.local"),
         ("host", "dns-listen", "169.254.20.10"),

@@ -1,11 +1,12 @@
 """Endpoints are never behind: they change in the transaction that changes their cause."""
 
+import importlib
 import threading
 
 import pytest
 from django.db import connection
 
-from services_app import changes
+from services_app import changes, store
 from services_app.models import Change, EndpointGroup
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
@@ -132,3 +133,64 @@ def test_a_service_and_a_pod_created_at_the_same_moment_do_not_miss_each_other(c
         assert world.endpoints(name) == [(f"10.1.0.{round_ + 1}", 80)], f"round {round_}"
     revisions = [*Change.objects.order_by("revision").values_list("revision", flat=True)]
     assert revisions == [*range(1, len(revisions) + 1)]
+
+
+def groups_of(service):
+    return {
+        (group.port, group.policy): group.id
+        for group in EndpointGroup.objects.filter(service__uid=service["metadata"]["uid"])
+    }
+
+
+def test_a_policy_has_a_group_as_long_as_it_is_local(world):
+    service = world.service(type="NodePort", ports=[{"port": 80}])
+    before = groups_of(service)
+    assert {*before} == {("TCP/80", "Cluster")}
+    world.patch_spec("web", externalTrafficPolicy="Local")
+    local = groups_of(service)
+    assert {*local} == {("TCP/80", "Cluster"), ("TCP/80", "Local")}
+    world.patch_spec("web", internalTrafficPolicy="Local", ports=[{"port": 81}])
+    assert {*groups_of(service)} == {("TCP/81", "Cluster"), ("TCP/81", "Local")}
+    world.patch_spec("web", internalTrafficPolicy="Cluster", externalTrafficPolicy="Cluster", ports=[{"port": 80}])
+    after = groups_of(service)
+    assert {*after} == {("TCP/80", "Cluster")}
+    assert after != before  # a number is never given twice: a client's memory of the old group is no memory of this one
+
+
+def test_services_from_before_local_groups_get_them(world):
+    service = world.service(internalTrafficPolicy="Local")
+    world.service("plain")
+    world.service("headless", clusterIP="None", internalTrafficPolicy="Local")
+    EndpointGroup.objects.filter(policy="Local").delete()
+    migration = importlib.import_module("services_app.migrations.0002_groups_of_local_policies")
+    for _ in range(2):
+        with connection.cursor() as cursor:
+            cursor.execute(migration.ADD)
+        assert {*groups_of(service)} == {("TCP/80", "Cluster"), ("TCP/80", "Local")}
+        assert EndpointGroup.objects.filter(policy="Local").count() == 1
+
+
+def test_a_nodes_addresses_and_networks_concern_every_nodes_base(world):
+    world.node()
+
+    def owners(change, subresource=""):
+        since = changes.head()
+        stored = store.update(kinds.NODE, "", "n1", change, subresource=subresource, actor=store.Actor("tester"))
+        assert stored
+        return changes.owners_changed(since)
+
+    def address(node):
+        node["status"]["addresses"] = [{"type": "InternalIP", "address": "192.0.2.1"}]
+        return node
+
+    def network(node):
+        node["spec"]["podCIDR"] = "198.51.100.0/24"
+        return node
+
+    def label(node):
+        node["metadata"]["labels"] = {"a": "b"}
+        return node
+
+    assert owners(address, "status") == {changes.BASE_OWNER}
+    assert owners(network) == {changes.BASE_OWNER}
+    assert owners(label) == set()

@@ -1,0 +1,200 @@
+"""The names of Services as `dig` sees them on a node: rendered by the planner, held by the agent's name servers.
+
+Rules: the Kubernetes DNS specification 1.1 (kubernetes/dns, docs/specification.md).
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services_app.lab.network import Lab, Node
+from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner
+from tests.agents.test_node import DNS, Agent, eventually, place_agent
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.timeout(120),
+]
+
+CLUSTER = Cluster((ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")), "cluster.local")
+READY = {"ready": True, "serving": True, "terminating": False}
+NOT_READY = {"ready": False, "serving": False, "terminating": False}
+HTTP = [{"name": "http", "port": 80, "protocol": "TCP"}]
+ZONE = "shop.svc.cluster.local."
+Document = dict[str, Any]
+
+
+def a_service(name: str, **spec: Any) -> Document:
+    return {"metadata": {"name": name, "namespace": "shop"}, "spec": {"type": "ClusterIP", "ports": HTTP, **spec}}
+
+
+def headless(name: str, **spec: Any) -> Document:
+    return a_service(name, clusterIP="None", clusterIPs=["None"], **spec)
+
+
+def a_slice(family: int, *endpoints: tuple[str, Document, str], port: int = 8080) -> Document:
+    return {
+        "addressType": f"IPv{family}",
+        "ports": [{"name": "http", "port": port, "protocol": "TCP"}],
+        "endpoints": [
+            {"addresses": [address], "conditions": conditions, **({"hostname": hostname} if hostname else {})}
+            for address, conditions, hostname in endpoints
+        ],
+    }
+
+
+SERVICES: list[tuple[Document, tuple[Document, ...]]] = [
+    (a_service("both", clusterIP="10.96.0.10", clusterIPs=["10.96.0.10", "fd00:10:96::a"]), ()),
+    (a_service("four", clusterIP="10.96.0.11", clusterIPs=["10.96.0.11"]), ()),
+    (a_service("six", clusterIP="fd00:10:96::b", clusterIPs=["fd00:10:96::b"]), ()),
+    (
+        a_service(
+            "long-port",
+            clusterIP="10.96.0.12",
+            clusterIPs=["10.96.0.12"],
+            ports=[{"name": "p" * 63, "port": 80, "protocol": "TCP"}, {"name": "ok", "port": 81, "protocol": "SCTP"}],
+        ),
+        (),
+    ),
+    (a_service("outside", type="ExternalName", externalName="db.example.org", ports=[]), ()),
+    (a_service("inside", type="ExternalName", externalName=f"both.{ZONE}", ports=[]), ()),
+    (a_service("nowhere", type="ExternalName", externalName="192.0.2.7", ports=[]), ()),
+    (
+        headless("many"),
+        (
+            a_slice(4, ("10.1.0.1", READY, "first"), ("10.1.0.2", READY, ""), ("10.1.0.3", NOT_READY, "third")),
+            a_slice(6, ("fd00:1::1", READY, "first"), ("fd00:1::2", READY, "")),
+            a_slice(4, ("10.1.0.9", READY, ""), port=9090),
+        ),
+    ),
+    (headless("early", publishNotReadyAddresses=True), (a_slice(4, ("10.1.0.3", NOT_READY, "third")),)),
+    (headless("none"), (a_slice(4, ("10.1.0.3", NOT_READY, "third")),)),
+    (headless("crowd"), (a_slice(4, *((f"10.2.{n // 250}.{n % 250}", READY, "") for n in range(1000))),)),
+]
+
+SRV = f"_http._tcp.many.{ZONE}"
+# name, type, what `dig +short` prints, sorted
+ANSWERS = [
+    (f"both.{ZONE}", "A", ["10.96.0.10"]),
+    (f"BOTH.{ZONE}", "A", ["10.96.0.10"]),
+    (f"both.{ZONE}", "AAAA", ["fd00:10:96::a"]),
+    (f"_http._tcp.both.{ZONE}", "SRV", [f"0 100 80 both.{ZONE}"]),
+    ("10.0.96.10.in-addr.arpa.", "PTR", [f"both.{ZONE}"]),
+    (f"a.{'0.' * 19}6.9.0.0.0.1.0.0.0.0.d.f.ip6.arpa.", "PTR", [f"both.{ZONE}"]),
+    (f"six.{ZONE}", "AAAA", ["fd00:10:96::b"]),
+    (f"_http._tcp.six.{ZONE}", "SRV", [f"0 100 80 six.{ZONE}"]),
+    (f"long-port.{ZONE}", "A", ["10.96.0.12"]),
+    (f"_ok._sctp.long-port.{ZONE}", "SRV", [f"0 100 81 long-port.{ZONE}"]),
+    (f"outside.{ZONE}", "CNAME", ["db.example.org."]),
+    (f"outside.{ZONE}", "A", ["192.0.2.53", "db.example.org."]),
+    (f"outside.{ZONE}", "AAAA", ["2001:db8::53", "db.example.org."]),
+    (f"inside.{ZONE}", "A", ["10.96.0.10", f"both.{ZONE}"]),
+    (f"inside.{ZONE}", "AAAA", [f"both.{ZONE}", "fd00:10:96::a"]),
+    (f"nowhere.{ZONE}", "CNAME", ["192.0.2.7."]),
+    (f"many.{ZONE}", "A", ["10.1.0.1", "10.1.0.2", "10.1.0.9"]),
+    (f"many.{ZONE}", "AAAA", ["fd00:1::1", "fd00:1::2"]),
+    (f"first.many.{ZONE}", "A", ["10.1.0.1"]),
+    (f"first.many.{ZONE}", "AAAA", ["fd00:1::1"]),
+    (f"10-1-0-2.many.{ZONE}", "A", ["10.1.0.2"]),
+    (f"fd00-1--2.many.{ZONE}", "AAAA", ["fd00:1::2"]),
+    (
+        SRV,
+        "SRV",
+        [
+            f"0 100 8080 10-1-0-2.many.{ZONE}",
+            f"0 100 8080 fd00-1--2.many.{ZONE}",
+            f"0 100 8080 first.many.{ZONE}",
+            f"0 100 9090 10-1-0-9.many.{ZONE}",
+        ],
+    ),
+    (f"early.{ZONE}", "A", ["10.1.0.3"]),
+    (f"third.early.{ZONE}", "A", ["10.1.0.3"]),
+    (f"crowd.{ZONE}", "A", sorted(f"10.2.{n // 250}.{n % 250}" for n in range(1000))),
+]
+# name, type, code: there is no such record, or no such name
+NO_ANSWERS = [
+    (f"four.{ZONE}", "AAAA", "NOERROR"),
+    (f"six.{ZONE}", "A", "NOERROR"),
+    (f"10-1-0-2.many.{ZONE}", "AAAA", "NOERROR"),
+    (f"third.many.{ZONE}", "A", "NXDOMAIN"),
+    (f"none.{ZONE}", "A", "NXDOMAIN"),
+    (f"missing.{ZONE}", "A", "NXDOMAIN"),
+    (f"_other._tcp.both.{ZONE}", "SRV", "NXDOMAIN"),
+    ("99.0.96.10.in-addr.arpa.", "PTR", "NXDOMAIN"),
+]
+
+# Plays the rest of the world.
+OUTSIDE = """server:
+    interface: {address}
+    access-control: 0.0.0.0/0 allow
+    do-daemonize: no
+    username: ""
+    chroot: ""
+    directory: "{directory}"
+    pidfile: ""
+    use-syslog: no
+    local-zone: "." static
+    local-data: "db.example.org. 60 A 192.0.2.53"
+    local-data: "db.example.org. 60 AAAA 2001:db8::53"
+remote-control:
+    control-enable: no
+"""
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Lab(nodes=1) as lab, tempfile.TemporaryDirectory() as directory:
+        node, outside = lab.nodes[0], lab.neighbour
+        conf = Path(directory) / "outside.conf"
+        conf.write_text(OUTSIDE.format(address=outside.address, directory=directory))
+        outside.background(["unbound", "-d", "-c", str(conf)])
+        node.run(["sh", "-c", f"rm -f /etc/resolv.conf; echo nameserver {outside.address} >/etc/resolv.conf"])
+        place_agent(node)
+        agent = Agent(node)
+        owners = {"": render_base(CLUSTER, network_of(None, node.address))}
+        for service, slices in SERVICES:
+            owner = f"shop/{service['metadata']['name']}"
+            state = OwnerState(owner, service, slices, {("TCP/80", "Cluster"): 1, ("SCTP/81", "Cluster"): 2})
+            # Names alone: the groups of these Services would be one.
+            owners[owner] = [r for r in render_owner(state, CLUSTER).on(node.name) if r[0] == "dns"]
+        answer = agent.ask("apply", cluster="c1", revision=1, since=None, owners=owners)
+        assert answer["ok"], answer
+        assert answer["rejected"] == {}
+        eventually(lambda: bool(dig(node, "db.example.org.", "A", "+short").strip()), "the outside answers")
+        yield node
+        assert agent.close() == 0
+
+
+def dig(node: Node, name: str, kind: str, *options: str) -> str:
+    return node.run(["dig", "+tries=1", "+time=3", *options, f"@{DNS}", name, kind], check=False).stdout
+
+
+@pytest.mark.parametrize(("name", "kind", "expected"), ANSWERS, ids=[f"{a[0]} {a[1]}" for a in ANSWERS])
+def test_a_name_is_answered(node: Node, name: str, kind: str, expected: list[str]) -> None:
+    assert sorted(dig(node, name, kind, "+short").splitlines()) == expected
+
+
+@pytest.mark.parametrize(("name", "kind", "code"), NO_ANSWERS, ids=[f"{a[0]} {a[1]}" for a in NO_ANSWERS])
+def test_what_there_is_none_of_is_said_rightly(node: Node, name: str, kind: str, code: str) -> None:
+    answer = dig(node, name, kind)
+    assert f"status: {code}" in answer
+    assert "ANSWER: 0" in answer
+
+
+def test_a_container_behind_the_node_is_answered_too(node: Node) -> None:
+    command = ["dig", "+short", "+time=3", f"@{DNS}", f"both.{ZONE}", "AAAA"]
+    assert node.containers[0].run(command).stdout.split() == ["fd00:10:96::a"]
+
+
+def test_a_service_location_comes_with_its_addresses(node: Node) -> None:
+    """One question instead of three: the additional section."""
+    answer = dig(node, f"_http._tcp.both.{ZONE}", "SRV")
+    additional = answer.partition(";; ADDITIONAL SECTION:")[2]
+    assert "10.96.0.10" in additional
+    assert "fd00:10:96::a" in additional

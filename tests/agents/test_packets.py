@@ -1,0 +1,402 @@
+"""What is rendered for a Service, on a host of its own with the agent: both families, policies, affinity, protocols."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.state import digest
+from services_app.lab.namespaces import Place, ProbeFailed
+from services_app.lab.network import Lab, Node
+from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner
+from tests.agents.test_node import Agent, eventually, place_agent
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.timeout(120),
+]
+
+CLUSTER = Cluster((ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")), "cluster.local")
+VIRTUAL = {4: "10.96.0.10", 6: "fd00:10:96::a"}
+EXTERNAL = {4: "203.0.113.10", 6: "2001:db8:113::10"}
+NODE_PORT = 30080
+READY = {"ready": True, "serving": True, "terminating": False}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+GONE = {"ready": False, "serving": False, "terminating": True}
+REFUSED = "refused|operation not permitted|permission denied"
+Document = dict[str, Any]
+
+
+class Host:
+    """A node with the agent, and the Services it was sent. `elsewhere` is an endpoint that no Node here has."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.node: Node = lab.nodes[0]
+        self.inside, self.other = self.node.containers
+        self.elsewhere: Place = lab.neighbour
+        self.agent = Agent(self.node)
+        self.held: dict[str, list[list[str]]] = {}
+        self.pod_cidrs: list[str] = []
+        self._numbers = itertools.count(1)
+        self._revision = 0
+
+    def address(self, place: Place, version: int) -> str:
+        return place.address if version == 4 else place.address6
+
+    def send(self, service: Document | None = None, slices: tuple[Document, ...] = (), name: str = "web") -> None:
+        """Push a Service as a delta, None: without it. Asserts that nothing of it is rejected."""
+        owner = f"shop/{name}"
+        groups = {(f"{p}/80", policy): n for n, (p, policy) in enumerate(itertools.product(*GROUPS), start=1)}
+        rendered = render_owner(OwnerState(owner, service, slices, groups), CLUSTER)
+        self.held[owner] = [list(resource) for resource in rendered.on("here")]
+        self._apply({owner: self.held[owner]}, self._revision)
+
+    def send_all(self) -> None:
+        self.held[""] = [list(resource) for resource in render_base(CLUSTER, network_of(self.document(), ""))]
+        self._apply(self.held, None)
+
+    def _apply(self, owners: dict[str, list[list[str]]], since: int | None) -> None:
+        revision = next(self._numbers)
+        answer = self.agent.ask("apply", cluster="c1", revision=revision, since=since, owners=owners)
+        assert answer["ok"], answer
+        assert answer["rejected"] == {}
+        self._revision = revision
+
+    def document(self) -> Document:
+        addresses = [{"type": "InternalIP", "address": a} for a in (self.node.address, self.node.address6)]
+        return {"spec": {"podCIDRs": self.pod_cidrs}, "status": {"addresses": addresses}}
+
+    def elements(self) -> dict[tuple[str, str], set[str]]:
+        """("ip" or "ip6", name of a set or map) -> what is in it; without what packets left there."""
+        found: dict[tuple[str, str], set[str]] = {}
+        for ip in ("ip", "ip6"):
+            text = self.node.run(["nft", "list", "table", ip, "timonel"]).stdout
+            for name, body in re.findall(r"^\t(?:set|map) (\w+) \{$(.*?)^\t\}$", text, re.DOTALL | re.MULTILINE):
+                inner = re.search(r"elements = \{(.*)\}", body, re.DOTALL)
+                found[ip, name] = {part.strip() for part in inner[1].split(",")} if inner else set()
+            found.pop((ip, "affinity"), None)
+        return found
+
+
+GROUPS = (("TCP", "UDP", "SCTP"), ("Cluster", "Local"))
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Lab(nodes=1, containers=2) as lab:
+        place_agent(lab.nodes[0])
+        host = Host(lab)
+        for place in (host.node, host.inside, host.other, host.elsewhere):
+            for version, protocol in itertools.product((4, 6), ("tcp", "udp")):
+                place.serve(place.name, 8080, protocol=protocol, address=host.address(place, version))
+        host.send_all()
+        yield host
+        host.agent.process.kill()
+        host.agent.process.wait()
+
+
+def a_service(protocol: str = "TCP", **spec: Any) -> Document:
+    return {
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {
+            "type": "NodePort",
+            "clusterIPs": [*VIRTUAL.values()],
+            "clusterIP": VIRTUAL[4],
+            "externalIPs": [*EXTERNAL.values()],
+            "ports": [{"name": "http", "port": 80, "protocol": protocol, "nodePort": NODE_PORT}],
+            **spec,
+        },
+    }
+
+
+def slices(host: Host, *endpoints: tuple[Place, Document], protocol: str = "TCP") -> tuple[Document, ...]:
+    """Endpoints in both families; all are on the node but `elsewhere`."""
+    return tuple(
+        {
+            "addressType": f"IPv{version}",
+            "ports": [{"name": "http", "port": 8080, "protocol": protocol}],
+            "endpoints": [
+                {
+                    "addresses": [host.address(place, version)],
+                    "conditions": conditions,
+                    "nodeName": "there" if place is host.elsewhere else "here",
+                }
+                for place, conditions in endpoints
+            ],
+        }
+        for version in (4, 6)
+    )
+
+
+def ways(host: Host, version: int) -> dict[str, tuple[str, int]]:
+    return {
+        "cluster ip": (VIRTUAL[version], 80),
+        "node port": (host.address(host.node, version), NODE_PORT),
+        "external ip": (EXTERNAL[version], 80),
+    }
+
+
+def reached(place: Place, way: tuple[str, int], protocol: str = "tcp", count: int = 20) -> set[str]:
+    """The names of who answers, or the reasons why nobody does."""
+    answers = place.ask_often(*way, count, protocol=protocol, timeout_s=0.3)
+    return {str(answer.get("backend") or answer["error"]) for answer in answers}
+
+
+both = pytest.mark.parametrize("version", [4, 6])
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_every_address_leads_to_every_endpoint(host: Host, version: int, protocol: str) -> None:
+    everywhere = slices(host, (host.inside, READY), (host.elsewhere, READY), protocol=protocol.upper())
+    host.send(a_service(protocol.upper()), everywhere)
+    route_external(host, version)
+    wanted = {host.inside.name, host.elsewhere.name}
+    for name, way in ways(host, version).items():
+        assert reached(host.node, way, protocol) == wanted, name
+        assert reached(host.other, way, protocol) == wanted, name
+        if name != "cluster ip":
+            assert reached(host.lab.client, way, protocol) == wanted, name
+    for way in list(ways(host, version).values())[1:]:
+        seen = {a["backend"]: a["client"] for a in host.lab.client.ask_often(*way, 20, protocol=protocol)}
+        assert seen[host.inside.name] == host.address(host.lab.client, version)
+        assert seen[host.elsewhere.name] == host.address(host.node, version)
+
+
+def route_external(host: Host, version: int) -> None:
+    """As an operator does who gives an address to the node: the switch sends it there."""
+    gateway, whole = host.address(host.node, version), 32 if version == 4 else 128
+    host.lab.switch.run(["ip", "route", "replace", f"{EXTERNAL[version]}/{whole}", "via", gateway])
+
+
+@both
+def test_a_container_reaches_itself(host: Host, version: int) -> None:
+    host.send(a_service(), slices(host, (host.inside, READY)))
+    for way in ways(host, version).values():
+        assert reached(host.inside, way, count=3) == {host.inside.name}
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_without_endpoints_every_address_refuses(host: Host, version: int, protocol: str, policy: str) -> None:
+    policies = {"internalTrafficPolicy": policy, "externalTrafficPolicy": policy}
+    host.send(a_service(protocol.upper(), **policies), slices(host, (host.inside, GONE), protocol=protocol.upper()))
+    route_external(host, version)
+    for name, way in ways(host, version).items():
+        clients = [host.node, host.other, *([host.lab.client] if name != "cluster ip" else [])]
+        for client in clients:
+            with pytest.raises(ProbeFailed, match=REFUSED):
+                client.ask(*way, protocol=protocol, timeout_s=1)
+
+
+@both
+def test_an_undefined_port_of_a_cluster_ip_is_refused_and_of_an_external_ip_is_not_ours(
+    host: Host, version: int
+) -> None:
+    host.send(a_service(), slices(host, (host.inside, READY)))
+    for client in (host.node, host.other):
+        with pytest.raises(ProbeFailed, match=REFUSED):
+            client.ask(VIRTUAL[version], 81, timeout_s=1)
+    assert host.elements()["ip" if version == 4 else "ip6", "cluster_ips"] == {VIRTUAL[version]}
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_internal_policy_local_stays_on_the_node(host: Host, version: int, protocol: str) -> None:
+    service = a_service(protocol.upper(), internalTrafficPolicy="Local")
+    host.send(service, slices(host, (host.inside, READY), (host.elsewhere, READY), protocol=protocol.upper()))
+    way = ways(host, version)
+    assert reached(host.node, way["cluster ip"], protocol) == {host.inside.name}
+    assert reached(host.other, way["cluster ip"], protocol) == {host.inside.name}
+    assert reached(host.lab.client, way["node port"], protocol) == {host.inside.name, host.elsewhere.name}
+    host.send(service, slices(host, (host.elsewhere, READY), protocol=protocol.upper()))
+    assert reached(host.other, way["cluster ip"], protocol, count=2) == {"timeout"}
+    assert reached(host.lab.client, way["node port"], protocol, count=2) == {host.elsewhere.name}
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_external_policy_local_keeps_the_client_and_drops_without_endpoints(
+    host: Host, version: int, protocol: str
+) -> None:
+    service = a_service(protocol.upper(), externalTrafficPolicy="Local")
+    host.send(service, slices(host, (host.inside, READY), (host.elsewhere, READY), protocol=protocol.upper()))
+    route_external(host, version)
+    way, client = ways(host, version), host.lab.client
+    everybody = {host.inside.name, host.elsewhere.name}
+    for name in ("node port", "external ip"):
+        answers = client.ask_often(*way[name], 20, protocol=protocol, timeout_s=0.3)
+        assert {(a["backend"], a["client"]) for a in answers} == {(host.inside.name, host.address(client, version))}
+        # The node itself is not "external".
+        assert reached(host.node, way[name], protocol) == everybody
+    assert reached(host.node, way["cluster ip"], protocol) == everybody
+    host.send(service, slices(host, (host.elsewhere, READY), protocol=protocol.upper()))
+    for name in ("node port", "external ip"):
+        assert reached(client, way[name], protocol, count=2) == {"timeout"}
+        assert reached(host.node, way[name], protocol, count=2) == {host.elsewhere.name}
+
+
+@both
+def test_pods_are_not_external_where_their_networks_are_known(host: Host, version: int) -> None:
+    service = a_service(externalTrafficPolicy="Local")
+    host.send(service, slices(host, (host.elsewhere, READY)))
+    way = ways(host, version)["node port"]
+    assert reached(host.other, way, count=2) == {"timeout"}
+    host.pod_cidrs = [str(ip_network(f"{host.inside.address}/24", strict=False))]
+    host.pod_cidrs.append(str(ip_network(f"{host.inside.address6}/64", strict=False)))
+    host.send_all()
+    try:
+        assert reached(host.other, way, count=2) == {host.elsewhere.name}
+        assert reached(host.lab.client, way, count=2) == {"timeout"}
+    finally:
+        host.pod_cidrs = []
+        host.send_all()
+    assert reached(host.other, way, count=2) == {"timeout"}
+
+
+@both
+def test_local_endpoints_that_end_serve_while_none_is_ready(host: Host, version: int) -> None:
+    """KEP-1669: by policy. All endpoints together have a ready one, those on the node have none."""
+    host.send(
+        a_service(externalTrafficPolicy="Local"),
+        slices(host, (host.inside, DRAINING), (host.other, GONE), (host.elsewhere, READY)),
+    )
+    way = ways(host, version)
+    assert reached(host.lab.client, way["node port"]) == {host.inside.name}
+    answer = host.lab.client.ask(*way["node port"])
+    assert answer["client"] == host.address(host.lab.client, version)
+    assert reached(host.node, way["cluster ip"]) == {host.elsewhere.name}
+    host.send(a_service(externalTrafficPolicy="Local"), slices(host, (host.inside, DRAINING), (host.other, READY)))
+    assert reached(host.lab.client, way["node port"]) == {host.other.name}
+
+
+def with_affinity(timeout_s: int, protocol: str = "TCP", **spec: Any) -> Document:
+    config = {"clientIP": {"timeoutSeconds": timeout_s}}
+    return a_service(protocol, sessionAffinity="ClientIP", sessionAffinityConfig=config, **spec)
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_client_keeps_its_endpoint(host: Host, version: int, protocol: str) -> None:
+    places = {place.name: place for place in (host.node, host.inside, host.elsewhere)}
+    many = slices(host, *((place, READY) for place in places.values()), protocol=protocol.upper())
+    host.send(with_affinity(600, protocol.upper()), many)
+    way = ways(host, version)
+    first = reached(host.other, way["cluster ip"], protocol)
+    assert len(first) == 1
+    # By whichever address of the Service, and after everything was written anew.
+    assert reached(host.other, way["node port"], protocol) == first
+    host.node.run(["nft", "flush", "map", "ip" if version == 4 else "ip6", "timonel", "groups"])
+    host.node.run(["nft", "flush", "set", "ip" if version == 4 else "ip6", "timonel", "generation"])
+    eventually(lambda: reached(host.other, way["cluster ip"], protocol, 1) == first, "the table is refilled")
+    assert reached(host.other, way["cluster ip"], protocol) == first
+    # Another endpoint that goes is no reason to move, its own is.
+    gone = next(name for name in places if {name} != first)
+    rest = [place for name, place in places.items() if name != gone]
+    host.send(
+        with_affinity(600, protocol.upper()), slices(host, *((p, READY) for p in rest), protocol=protocol.upper())
+    )
+    assert reached(host.other, way["cluster ip"], protocol) == first
+    left = [place for place in rest if {place.name} != first]
+    host.send(
+        with_affinity(600, protocol.upper()), slices(host, *((p, READY) for p in left), protocol=protocol.upper())
+    )
+    assert reached(host.other, way["cluster ip"], protocol) == {left[0].name}
+    # And who is back is not returned to.
+    host.send(with_affinity(600, protocol.upper()), many)
+    assert reached(host.other, way["cluster ip"], protocol) == {left[0].name}
+
+
+@both
+def test_a_client_is_remembered_as_long_as_it_comes_again(host: Host, version: int) -> None:
+    places = [host.node, host.inside, host.other, host.elsewhere]
+    host.send(with_affinity(2), slices(host, *((place, READY) for place in places)))
+    way = ways(host, version)["cluster ip"]
+    first = reached(host.elsewhere, ways(host, version)["node port"], count=1)
+    for _ in range(4):
+        time.sleep(1)
+        assert reached(host.elsewhere, ways(host, version)["node port"], count=1) == first
+    found = set()
+    for _ in range(8):
+        time.sleep(2.1)
+        found |= reached(host.node, way, count=1)
+        if len(found) > 1:
+            return
+    pytest.fail(f"forgotten eight times and always {found} again")
+
+
+@both
+def test_affinity_under_policy_local_stays_on_the_node(host: Host, version: int) -> None:
+    service = with_affinity(600, externalTrafficPolicy="Local", internalTrafficPolicy="Local")
+    host.send(service, slices(host, (host.inside, READY), (host.other, READY), (host.elsewhere, READY)))
+    way = ways(host, version)
+    for client, name in ((host.lab.client, "node port"), (host.node, "cluster ip")):
+        found = reached(client, way[name])
+        assert len(found) == 1
+        assert found < {host.inside.name, host.other.name}
+
+
+@both
+@pytest.mark.parametrize("affinity", [False, True])
+def test_a_udp_flow_leaves_an_endpoint_that_left(host: Host, version: int, affinity: bool) -> None:
+    make = with_affinity(600, "UDP") if affinity else a_service("UDP")
+    host.send(make, slices(host, (host.inside, READY), protocol="UDP"))
+    way = ways(host, version)["node port"]
+    host.lab.client.stream("flow", *way, protocol="udp", interval_ms=10, timeout_s=0.3, kept=True)
+    time.sleep(0.3)
+    host.send(make, slices(host, (host.inside, READY), (host.other, READY), protocol="UDP"))
+    time.sleep(0.3)
+    host.send(make, slices(host, (host.other, READY), protocol="UDP"))
+    time.sleep(1.2)
+    report = host.lab.client.stream_end("flow")
+    assert report["backends"].get(host.inside.name, 0) > 10, report
+    assert report["backends"].get(host.other.name, 0) > 10, report
+    assert report["failed"] <= 1, report  # what was on its way when the endpoint left
+
+
+SCTP = Path(__file__).with_name("sctp.py").read_text()
+
+
+@both
+def test_an_sctp_init_is_translated(host: Host, version: int) -> None:
+    """The kernel may have no SCTP of its own: a raw INIT is sent, and seen where it arrives."""
+    host.send(a_service("SCTP"), slices(host, (host.inside, READY), protocol="SCTP"))
+    way, own = ways(host, version)["node port"], host.address(host.inside, version)
+    command = host.inside.inside(["timeout", "10", "python3", "-c", SCTP, "see", own])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as seer:
+        assert seer.stdout is not None
+        assert seer.stdout.readline() == "ready\n"
+        host.lab.client.run(["python3", "-c", SCTP, "send", *map(str, way)])
+        seen = json.loads(seer.stdout.readline())
+    assert seen == {"from": host.address(host.lab.client, version), "port": 8080}
+
+
+def test_deltas_lead_to_the_same_as_everything_at_once(host: Host) -> None:
+    """After all of the above: what many small changes left is what one refill makes."""
+    host.send(with_affinity(600, externalTrafficPolicy="Local"), slices(host, (host.inside, READY)))
+    by_deltas = host.elements()
+    assert host.agent.ask("ping")["digest"] == digest(host.held)
+    assert by_deltas["ip", "frontends"]
+    assert by_deltas["ip6", "pick"]
+    for ip in ("ip", "ip6"):
+        host.node.run(["nft", "delete", "table", ip, "timonel"])
+    eventually(lambda: host.node.run(["nft", "list", "tables"]).stdout.count("timonel") == 2, "both are back")
+    assert host.elements() == by_deltas
+    assert host.agent.ask("ping")["digest"] == digest(host.held)
+
+
+def test_a_service_that_goes_leaves_nothing(host: Host) -> None:
+    host.send(None)
+    left = {name for (_, name), found in host.elements().items() if found}
+    assert left == {"same_link", "generation"}
