@@ -75,15 +75,16 @@ def _pod(document: Document) -> Document:
 
 
 def _node(document: Document) -> Document:
-    return {"address": node_address(document)}
+    return {"address": next(iter(node_addresses(document)), None)}
 
 
-def node_address(document: Document) -> str | None:
-    """A Node's InternalIP; None when it has none."""
+def node_addresses(document: Document) -> list[str]:
+    """A Node's InternalIPs, its main one first; at most one of each family."""
+    first: dict[bool, str] = {}
     for entry in (document.get("status") or {}).get("addresses") or ():
-        if entry.get("type") == "InternalIP":
-            return entry.get("address")
-    return None
+        if entry.get("type") == "InternalIP" and entry.get("address"):
+            first.setdefault(":" in entry["address"], entry["address"])
+    return [*first.values()]
 
 
 def _event(document: Document) -> Document:

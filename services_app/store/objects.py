@@ -30,7 +30,7 @@ from services_app.spec.meta import timestamp
 from services_app.spec.objects import ClusterSettings
 from services_app.spec.selectors import FieldSelector, Selector
 from services_app.store import claims
-from services_app.store.columns import deletion_deadline, model_of
+from services_app.store.columns import deletion_deadline, model_of, node_addresses
 from services_app.store.transaction import Transaction, name_suffix
 
 Document = dict[str, Any]
@@ -238,8 +238,14 @@ def _as_kubelet(pod: Document, now: datetime) -> Document:
     node_name = pod["spec"].get("nodeName")
     if not node_name or not models.NodeAccess.objects.filter(node=node_name).exists():
         return pod
-    address = models.Node.objects.filter(name=node_name).values_list("address", flat=True).first()
-    return kubelet.observe(pod, address, timestamp(now)) if address else pod
+    addresses = addresses_of_node(node_name)
+    return kubelet.observe(pod, addresses, timestamp(now)) if addresses else pod
+
+
+def addresses_of_node(name: str) -> list[str]:
+    """The InternalIPs of a Node; empty when it has none or does not exist. One query."""
+    text = models.Node.objects.filter(name=name).values_list("document", flat=True).first()
+    return node_addresses(json.loads(text)) if text else []
 
 
 def update(

@@ -18,7 +18,7 @@ from services_app.spec import kinds
 from services_app.spec.errors import NotFound
 from services_app.spec.meta import timestamp
 from services_app.store import events
-from services_app.store.objects import PROGRAMMED, Actor, get, update
+from services_app.store.objects import PROGRAMMED, Actor, addresses_of_node, get, update
 from services_app.store.transaction import Transaction
 
 Document = dict[str, Any]
@@ -28,15 +28,15 @@ AT_ONCE = 100  # Services settled under one hold of the counter row: some 20 ms
 
 def adopt_pods(node: str, *, actor: Actor) -> int:
     """Give every Pod of a node that was just enrolled its status; the number of Pods written."""
-    address = models.Node.objects.filter(name=node).values_list("address", flat=True).first()
-    if address is None:
+    addresses = addresses_of_node(node)
+    if not addresses:
         return 0
     written = 0
     for namespace, name in models.Pod.objects.filter(node_name=node).values_list("namespace", "name"):
         now = timestamp(timezone.now())
 
         def observed(pod: Document, now: str = now) -> Document:
-            return kubelet.observe(pod, address, now)
+            return kubelet.observe(pod, addresses, now)
 
         try:
             update(kinds.POD, namespace, name, observed, subresource="status", actor=actor)

@@ -28,7 +28,9 @@ class Command(BaseCommand):
         add.add_argument("--identity", help="a private key file that opens the first login")
         add.add_argument("--password-stdin", action="store_true", help="read the login's password from standard input")
         add.add_argument("--fingerprint", help="the host key's SHA256 fingerprint, instead of being asked")
-        add.add_argument("--node-ip", default="", help="the node's own address, when it is not ADDRESS")
+        add.add_argument(
+            "--node-ip", default="", help="the node's own address when it is not ADDRESS; for IPv4 and IPv6: A,B"
+        )
         add.add_argument("--label", action="append", default=[], metavar="KEY=VALUE")
         actions.add_parser("list", help="nodes and how far they are")
         remove = actions.add_parser("remove", help="clean a node up and forget it")
