@@ -38,11 +38,17 @@ class Cluster:
         web_processes: int = 2,
         durable: bool = True,
         kubectl: str = "kubectl",
+        service_cidrs: str = "",
         say: Say = lambda line: None,
     ) -> None:
+        """service_cidrs: as TIMONEL_SERVICE_CIDRS; "" for the usual range. With IPv6 nodes are enrolled with both."""
         self.directory = directory
         self.say = say
-        self.stack = Stack(directory, bind, web_processes=web_processes, durable=durable, say=say)
+        environment = {"TIMONEL_SERVICE_CIDRS": service_cidrs} if service_cidrs else {}
+        self.stack = Stack(
+            directory, bind, web_processes=web_processes, durable=durable, environment=environment, say=say
+        )
+        self._is_dual_stack = ":" in service_cidrs
         self.lab = Lab(nodes=nodes, containers=containers, progress=say)
         self._kubectl_program = kubectl
         self._open = contextlib.ExitStack()
@@ -84,6 +90,8 @@ class Cluster:
     def _enrol(self, node: Node, user: str) -> None:
         begin = time.monotonic()
         arguments = ["--user", user, "--port", str(node.ssh_port), "--identity", str(self.lab.identity_file)]
+        if self._is_dual_stack:
+            arguments += ["--node-ip", f"{node.address},{node.address6}"]
         try:
             self.stack.manage(
                 "node", "enroll", node.name, node.address, *arguments, "--fingerprint", node.host_key_fingerprint

@@ -62,29 +62,40 @@ class Changes(threading.Thread):
 
     def run(self) -> None:
         while not self._stopping.wait(0.03):
-            kind = self._random.choice(["add", "add", "move", "move", "widen", "remove"])
+            kind = self._random.choice(["add", "add", "move", "move", "widen", "bend", "remove"])
             if kind == "add" or len(self._living) < 3:
                 self._add(next(self._numbers))
                 continue
             number = self._random.choice(self._living)
             if kind == "move":
-                address = f"198.51.100.{self._random.randrange(1, 255)}"
-                self._write("PATCH", f"{self._pods}/p-{number}", {"metadata": {"annotations": annotation(address)}})
+                self._write(
+                    "PATCH", f"{self._pods}/p-{number}", {"metadata": {"annotations": annotation(self._address())}}
+                )
             elif kind == "widen":
                 ports = [{"name": n, "port": p, "targetPort": p} for n, p in (("web", 80), ("more", 81))]
                 self._write("PATCH", f"{self._services}/s-{number}", {"spec": {"ports": ports}})
+            elif kind == "bend":
+                self._write("PATCH", f"{self._services}/s-{number}", {"spec": self._random.choice(BENDS)})
             else:
                 self._living.remove(number)
                 self._write("DELETE", f"{self._services}/s-{number}", None)
 
     def _add(self, number: int) -> None:
         labels = {"app": f"a-{number}"}
-        address = f"198.51.100.{self._random.randrange(1, 255)}"
-        self._write("POST", self._pods, pod(f"p-{number}", labels, "node-1", {"web": (80, "TCP")}, address=address))
-        kind = self._random.choice(["ClusterIP", "NodePort"])
+        node = self._random.choice(["node-1", "node-2"])
+        record = pod(f"p-{number}", labels, node, {"web": (80, "TCP")}, address=self._address())
+        self._write("POST", self._pods, record)
         ports = [{"name": "web", "port": 80, "targetPort": "web"}]
-        self._write("POST", self._services, service(f"s-{number}", labels, ports, kind=kind))
+        families = self._random.choice(["SingleStack", "PreferDualStack"])
+        spec = {"ipFamilyPolicy": families, **self._random.choice(BENDS)}
+        self._write(
+            "POST", self._services, service(f"s-{number}", labels, ports, kind=spec.pop("type", "ClusterIP"), **spec)
+        )
         self._living.append(number)
+
+    def _address(self) -> str:
+        number = self._random.randrange(1, 255)
+        return f"198.51.100.{number},2001:db8::{number:x}"
 
     def _write(self, method: str, path: str, body: Document | None) -> None:
         deadline = time.monotonic() + 30
@@ -109,6 +120,16 @@ class Changes(threading.Thread):
         self._stopping.set()
         self.join(timeout=60)
         assert not self.is_alive()
+
+
+# What a Service may be besides; a patch with one of these leaves the others' traces.
+BENDS: list[Document] = [
+    {"type": "NodePort"},
+    {"type": "NodePort", "externalTrafficPolicy": "Local"},
+    {"type": "NodePort", "externalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP"},
+    {"internalTrafficPolicy": "Local"},
+    {"internalTrafficPolicy": "Cluster", "sessionAffinity": "None"},
+]
 
 
 def annotation(address: str) -> dict[str, str]:

@@ -3,30 +3,48 @@
 Everything is real: manifests by the API, rules by SSH and agent, connections between namespaces.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from services_app.lab.client import CORE, pod, service
+from services_app.lab.client import CORE, Document, pod, service
 from services_app.lab.cluster import Cluster, condition
 from services_app.lab.namespaces import Place, ProbeFailed, outcome
 from services_app.lab.network import Lab
+from tests.lab.conftest import SERVICE_CIDRS
+from tests.lab.held import wait_equal
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
 NAMESPACE = "packets"
 PORT = 8080
 # A process on the node is told by the kernel's own word for it when what it sends is rejected on its way out.
-REFUSED = "refused|operation not permitted"
+REFUSED = "refused|operation not permitted|permission denied"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A Service with a single endpoint, so that the way is known."""
+    """A Service with a single endpoint, so that the way is known. virtual_ips: by IP version; node_ports: by protocol."""
 
-    virtual_ip: str
-    node_port: int
+    virtual_ips: dict[int, str]
+    node_ports: dict[str, int]
+
+    @property
+    def virtual_ip(self) -> str:
+        return self.virtual_ips[4]
+
+
+both = pytest.mark.parametrize("version", [4, 6])
+
+
+def by_version(cluster_ips: list[str]) -> dict[int, str]:
+    return {6 if ":" in address else 4: address for address in cluster_ips}
+
+
+def address_of(where: Place, version: int) -> str:
+    return where.address if version == 4 else where.address6
 
 
 def place(lab: Lab, name: str) -> Place:
@@ -52,18 +70,19 @@ def targets(cluster: Cluster) -> Iterator[dict[str, Target]]:
     for name in BACKENDS:
         where = place(lab, name)
         for protocol in ("tcp", "udp"):
-            where.serve(name, PORT, protocol=protocol)
+            for version in (4, 6):
+                where.serve(name, PORT, protocol=protocol, address=address_of(where, version))
         node = name if name.startswith("node") else f"node-{name.split('-')[1]}"
-        address = None if name == node else where.address
+        address = None if name == node else f"{where.address},{where.address6}"
         record = pod(name, {"at": name}, node, {"tcp": (PORT, "TCP"), "udp": (PORT, "UDP")}, address=address)
         api.create(f"{CORE}/namespaces/{NAMESPACE}/pods", record)
-        document = service(f"to-{name}", {"at": name}, ports, kind="NodePort")
+        document = service(f"to-{name}", {"at": name}, ports, kind="NodePort", ipFamilyPolicy="RequireDualStack")
         spec = api.create(f"{CORE}/namespaces/{NAMESPACE}/services", document)["spec"]
-        made[name] = Target(spec["clusterIP"], spec["ports"][0]["nodePort"])
-        assert spec["ports"][0]["nodePort"] == spec["ports"][1]["nodePort"] or made
+        made[name] = Target(by_version(spec["clusterIPs"]), {p["name"]: p["nodePort"] for p in spec["ports"]})
     for name, target in made.items():
         for node in lab.nodes:
-            outcome(node.ask_until(target.virtual_ip, 80, name, deadline_s=30), 40)
+            for virtual_ip in target.virtual_ips.values():
+                outcome(node.ask_until(virtual_ip, 80, name, deadline_s=30), 40)
     yield made
     api.request("DELETE", f"{CORE}/namespaces/{NAMESPACE}")
 
@@ -105,104 +124,281 @@ PATHS = [
 ]
 
 
+@both
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("client, way, backend, seen", PATHS, ids=[" ".join(p[:3]) for p in PATHS])
 def test_a_connection_arrives_and_is_seen_as(
-    cluster: Cluster, targets: dict[str, Target], protocol: str, client: str, way: str, backend: str, seen: str
+    cluster: Cluster,
+    targets: dict[str, Target],
+    version: int,
+    protocol: str,
+    client: str,
+    way: str,
+    backend: str,
+    seen: str,
 ) -> None:
     lab, target = cluster.lab, targets[backend]
     if way == "vip":
-        host, port = target.virtual_ip, 80
+        host, port = target.virtual_ips[version], 80
     else:
-        host, port = place(lab, way).address, target_port(cluster, backend, protocol)
+        host, port = address_of(place(lab, way), version), target.node_ports[protocol]
     answer = place(lab, client).ask(host, port, protocol=protocol)
     assert answer["backend"] == backend
     if seen:
-        assert answer["client"] == place(lab, seen).address
+        assert answer["client"] == address_of(place(lab, seen), version)
 
 
-def target_port(cluster: Cluster, backend: str, protocol: str) -> int:
-    document = cluster.api.request("GET", f"{CORE}/namespaces/{NAMESPACE}/services/to-{backend}")
-    return next(int(p["nodePort"]) for p in document["spec"]["ports"] if p["name"] == protocol)
-
-
+@both
 @pytest.mark.parametrize("client", ["client", "neighbour"])
-def test_cluster_ips_are_not_for_the_outside(cluster: Cluster, targets: dict[str, Target], client: str) -> None:
+def test_cluster_ips_are_not_for_the_outside(
+    cluster: Cluster, targets: dict[str, Target], client: str, version: int
+) -> None:
     with pytest.raises(ProbeFailed):
-        place(cluster.lab, client).ask(targets["node-1"].virtual_ip, 80, timeout_s=0.3)
+        place(cluster.lab, client).ask(targets["node-1"].virtual_ips[version], 80, timeout_s=0.3)
 
 
-def test_a_client_whose_operator_routes_the_range_is_served(cluster: Cluster, targets: dict[str, Target]) -> None:
-    lab = cluster.lab
-    lab.neighbour.run(["ip", "route", "add", "10.96.0.0/16", "via", lab.nodes[0].address])
+@both
+def test_a_client_whose_operator_routes_the_range_is_served(
+    cluster: Cluster, targets: dict[str, Target], version: int
+) -> None:
+    lab, cidr = cluster.lab, SERVICE_CIDRS.split(",")[0 if version == 4 else 1]
+    first, neighbour = address_of(lab.nodes[0], version), address_of(lab.neighbour, version)
+    lab.neighbour.run(["ip", "route", "add", cidr, "via", first])
     try:
-        assert lab.neighbour.ask(targets["node-1"].virtual_ip, 80)["client"] == lab.neighbour.address
-        assert lab.neighbour.ask(targets["node-2"].virtual_ip, 80)["client"] == lab.nodes[0].address
+        assert lab.neighbour.ask(targets["node-1"].virtual_ips[version], 80)["client"] == neighbour
+        assert lab.neighbour.ask(targets["node-2"].virtual_ips[version], 80)["client"] == first
     finally:
-        lab.neighbour.run(["ip", "route", "delete", "10.96.0.0/16"])
+        lab.neighbour.run(["ip", "route", "delete", cidr])
 
 
+@both
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("client", ["node-1", "node-3", "container-1-1"])
 def test_an_undefined_port_of_a_virtual_ip_is_refused(
-    cluster: Cluster, targets: dict[str, Target], client: str, protocol: str
+    cluster: Cluster, targets: dict[str, Target], client: str, protocol: str, version: int
 ) -> None:
     with pytest.raises(ProbeFailed, match=REFUSED):
-        place(cluster.lab, client).ask(targets["node-1"].virtual_ip, 81, protocol=protocol, timeout_s=1)
+        place(cluster.lab, client).ask(targets["node-1"].virtual_ips[version], 81, protocol=protocol, timeout_s=1)
 
 
+@both
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_service_without_endpoints_refuses_until_it_has_one(cluster: Cluster, protocol: str) -> None:
+def test_a_service_without_endpoints_refuses_until_it_has_one(cluster: Cluster, protocol: str, version: int) -> None:
     api, lab = cluster.api, cluster.lab
-    name = f"empty-{protocol}"
+    name = f"empty-{protocol}-{version}"
     api.ensure_namespace(name)
     ports = [{"protocol": protocol.upper(), "port": 80, "targetPort": PORT + 1}]
-    document = service(name, {"app": name}, ports, kind="NodePort")
+    document = service(name, {"app": name}, ports, kind="NodePort", ipFamilies=[f"IPv{version}"])
     spec = api.create(f"{CORE}/namespaces/{name}/services", document)["spec"]
     virtual_ip, node_port = spec["clusterIP"], spec["ports"][0]["nodePort"]
+    second = address_of(lab.nodes[1], version)
     done = cluster.kubectl("wait", "--for=condition=Programmed", f"service/{name}", "-n", name, "--timeout=20s")
     assert done.returncode == 0, done.stderr
     with pytest.raises(ProbeFailed, match=REFUSED):
         lab.nodes[0].ask(virtual_ip, 80, protocol=protocol, timeout_s=1)
     with pytest.raises(ProbeFailed, match="refused"):
-        lab.client.ask(lab.nodes[1].address, node_port, protocol=protocol, timeout_s=1)
-    lab.nodes[2].serve(name, PORT + 1, protocol=protocol)
+        lab.client.ask(second, node_port, protocol=protocol, timeout_s=1)
+    lab.nodes[2].serve(name, PORT + 1, protocol=protocol, address=address_of(lab.nodes[2], version))
     record = pod(name, {"app": name}, "node-3", {"app": (PORT + 1, protocol.upper())})
     api.create(f"{CORE}/namespaces/{name}/pods", record)
     outcome(lab.nodes[0].ask_until(virtual_ip, 80, name, protocol=protocol))
-    outcome(lab.client.ask_until(lab.nodes[1].address, node_port, name, protocol=protocol))
-    api.request("DELETE", f"{CORE}/namespaces/{name}/services/{name}")
-    lab.nodes[2].stop_serving(PORT + 1, protocol=protocol)
+    outcome(lab.client.ask_until(second, node_port, name, protocol=protocol))
+    api.request("DELETE", f"{CORE}/namespaces/{name}")
+    lab.nodes[2].stop_serving(PORT + 1, protocol=protocol, address=address_of(lab.nodes[2], version))
 
 
-def test_a_udp_flow_moves_when_its_endpoint_leaves(cluster: Cluster) -> None:
+@both
+def test_a_udp_flow_moves_when_its_endpoint_leaves(cluster: Cluster, version: int) -> None:
     """The oldest bug of the field: the flow's conntrack entry would hold on to the endpoint that is gone."""
     api, lab = cluster.api, cluster.lab
-    api.ensure_namespace("flow")
+    name = f"flow-{version}"
+    api.ensure_namespace(name)
     for number, node in enumerate(lab.nodes[1:], start=1):
-        node.serve(f"flow-{number}", PORT + 2, protocol="udp")
+        node.serve(f"flow-{number}", PORT + 2, protocol="udp", address=address_of(node, version))
     ports = [{"protocol": "UDP", "port": 53, "targetPort": PORT + 2}]
-    pods = f"{CORE}/namespaces/flow/pods"
+    pods = f"{CORE}/namespaces/{name}/pods"
     api.create(pods, pod("flow-1", {"app": "flow"}, "node-2", {"app": (PORT + 2, "UDP")}))
-    virtual_ip = api.create(f"{CORE}/namespaces/flow/services", service("flow", {"app": "flow"}, ports))["spec"][
-        "clusterIP"
-    ]
+    document = service("flow", {"app": "flow"}, ports, ipFamilies=[f"IPv{version}"])
+    virtual_ip = api.create(f"{CORE}/namespaces/{name}/services", document)["spec"]["clusterIP"]
     outcome(lab.nodes[0].ask_until(virtual_ip, 53, "flow-1", protocol="udp"))
     lab.nodes[0].stream("flow", virtual_ip, 53, protocol="udp", interval_ms=10, kept=True, timeout_s=1)
     api.create(pods, pod("flow-2", {"app": "flow"}, "node-3", {"app": (PORT + 2, "UDP")}))
     outcome(lab.nodes[0].ask_until(virtual_ip, 53, "flow-2", protocol="udp"))
     api.request("DELETE", f"{pods}/flow-1")
     outcome(lab.nodes[1].ask_until(virtual_ip, 53, "flow-2", protocol="udp"))
-    import time
-
-    time.sleep(1)
+    time.sleep(1.5)
     report = lab.nodes[0].stream_end("flow")
     assert report["backends"].get("flow-2"), report
     for node in lab.nodes[1:]:
-        node.stop_serving(PORT + 2, protocol="udp")
-    api.request("DELETE", f"{CORE}/namespaces/flow/services/flow")
+        node.stop_serving(PORT + 2, protocol="udp", address=address_of(node, version))
+    api.request("DELETE", f"{CORE}/namespaces/{name}")
 
 
 def test_programmed_is_said_of_every_service_that_is(cluster: Cluster, targets: dict[str, Target]) -> None:
     for item in cluster.api.request("GET", f"{CORE}/namespaces/{NAMESPACE}/services")["items"]:
         assert condition(item, "Programmed")["status"] == "True", item["metadata"]["name"]
+
+
+# Policies, external addresses and affinity. What each rule does to packets is in tests/agents/test_packets.py; here it
+# is the way from the API to three nodes that differ.
+
+EXTERNAL = {4: "203.0.113.7", 6: "2001:db8:113::7"}
+
+
+@pytest.fixture(scope="module")
+def spread(cluster: Cluster, targets: dict[str, Target]) -> Iterator[str]:
+    """The namespace with a Pod on node-1's first container and one on node-2 itself, both ready."""
+    api, lab = cluster.api, cluster.lab
+    name = "spread"
+    api.ensure_namespace(name)
+    container = lab.nodes[0].containers[0]
+    for where, node, address in (
+        (container, "node-1", f"{container.address},{container.address6}"),
+        (lab.nodes[1], "node-2", None),
+    ):
+        for version in (4, 6):
+            where.serve(f"spread-{node}", PORT + 3, address=address_of(where, version))
+        record = pod(f"spread-{node}", {"app": "spread"}, node, {"app": (PORT + 3, "TCP")}, address=address)
+        api.create(f"{CORE}/namespaces/{name}/pods", record)
+    yield name
+    api.request("DELETE", f"{CORE}/namespaces/{name}")
+
+
+def make(cluster: Cluster, namespace: str, name: str, **spec: object) -> Document:
+    """A dual-stack Service of the spread Pods, once every node holds it."""
+    ports = [{"port": 80, "targetPort": PORT + 3}]
+    document = service(name, {"app": "spread"}, ports, ipFamilyPolicy="RequireDualStack", **spec)
+    made = cluster.api.create(f"{CORE}/namespaces/{namespace}/services", document)
+    done = cluster.kubectl("wait", "--for=condition=Programmed", f"service/{name}", "-n", namespace, "--timeout=20s")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def reached(where: Place, host: str, port: int, count: int = 12) -> set[str]:
+    answers = where.ask_often(host, port, count, timeout_s=0.4)
+    return {str(answer.get("backend") or answer["error"]) for answer in answers}
+
+
+ALL = {"spread-node-1", "spread-node-2"}
+
+
+@both
+def test_external_policy_local_serves_from_the_node_asked(cluster: Cluster, spread: str, version: int) -> None:
+    lab = cluster.lab
+    name = f"outside-{version}"
+    made = make(cluster, spread, name, kind="NodePort", externalTrafficPolicy="Local")
+    port = made["spec"]["ports"][0]["nodePort"]
+    node_1, node_2, node_3 = (address_of(node, version) for node in lab.nodes)
+    answers = lab.client.ask_often(node_1, port, 10)
+    assert {(a["backend"], a["client"]) for a in answers} == {("spread-node-1", address_of(lab.client, version))}
+    answers = lab.client.ask_often(node_2, port, 10)
+    assert {(a["backend"], a["client"]) for a in answers} == {("spread-node-2", address_of(lab.client, version))}
+    assert reached(lab.client, node_3, port, 2) == {"timeout"}
+    # A node asks itself: no policy for the outside.
+    assert reached(lab.nodes[2], node_3, port) == ALL
+    assert reached(lab.nodes[2], by_version(made["spec"]["clusterIPs"])[version], 80) == ALL
+    # The endpoint on node-2 ends but still serves: node-2 goes on with it, the others leave it.
+    pods = f"{CORE}/namespaces/{spread}/pods"
+    cluster.api.request("DELETE", f"{pods}/spread-node-2?gracePeriodSeconds=4")
+    outcome(lab.nodes[2].ask_until(node_3, port, "spread-node-1"))
+    wait_equal(cluster.api, lab.nodes)
+    deadline = time.monotonic() + 10
+    seen = []
+    while "timeout" not in seen and time.monotonic() < deadline:
+        seen.extend(sorted(reached(lab.client, node_2, port, 1)))
+    assert "spread-node-2" in seen
+    assert seen[-1] == "timeout"  # it is gone: nothing is left on node-2
+    assert reached(lab.nodes[2], node_3, port) == {"spread-node-1"}
+    cluster.api.create(pods, pod("spread-node-2", {"app": "spread"}, "node-2", {"app": (PORT + 3, "TCP")}))
+    outcome(lab.client.ask_until(node_2, port, "spread-node-2"))
+    cluster.api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
+
+
+@both
+def test_internal_policy_local_serves_from_the_clients_node(cluster: Cluster, spread: str, version: int) -> None:
+    lab = cluster.lab
+    name = f"inside-{version}"
+    virtual_ip = by_version(make(cluster, spread, name, internalTrafficPolicy="Local")["spec"]["clusterIPs"])[version]
+    for node, expected in zip(lab.nodes, ("spread-node-1", "spread-node-2", "timeout"), strict=True):
+        assert reached(node, virtual_ip, 80, 4) == {expected}
+        assert reached(node.containers[0], virtual_ip, 80, 4) == {expected}
+    cluster.api.request(
+        "PATCH", f"{CORE}/namespaces/{spread}/services/{name}", {"spec": {"internalTrafficPolicy": "Cluster"}}
+    )
+    outcome(lab.nodes[2].ask_until(virtual_ip, 80, [*ALL]))
+    assert reached(lab.nodes[2], virtual_ip, 80) == ALL
+    cluster.api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
+
+
+@both
+def test_external_ips_and_load_balancers_addresses_are_served(cluster: Cluster, spread: str, version: int) -> None:
+    api, lab = cluster.api, cluster.lab
+    name = f"external-{version}"
+    path = f"{CORE}/namespaces/{spread}/services/{name}"
+    make(cluster, spread, name, kind="LoadBalancer", externalIPs=[EXTERNAL[version]])
+    balancer = EXTERNAL[version][:-1] + "8"
+    ingress = [{"ip": balancer, "ipMode": "VIP"}]
+    api.request("PATCH", f"{path}/status", {"status": {"loadBalancer": {"ingress": ingress}}})
+    bits = 32 if version == 4 else 128
+    for address in (EXTERNAL[version], balancer):
+        lab.switch.run(["ip", "route", "add", f"{address}/{bits}", "via", address_of(lab.nodes[0], version)])
+        for client in (lab.nodes[1], lab.nodes[1].containers[0], lab.client, lab.neighbour):
+            outcome(client.ask_until(address, 80, [*ALL]))
+            assert reached(client, address, 80) == ALL, (client.name, address)
+        seen = {a["backend"]: a["client"] for a in lab.client.ask_often(address, 80, 12)}
+        assert seen["spread-node-1"] == address_of(lab.client, version)
+        assert seen["spread-node-2"] == address_of(lab.nodes[0], version)
+    api.request("PATCH", f"{path}/status", {"status": {"loadBalancer": {"ingress": None}}})
+    wait_equal(api, lab.nodes)
+    api.request("DELETE", path)
+    wait_equal(api, lab.nodes)
+    for address in (EXTERNAL[version], balancer):
+        lab.switch.run(["ip", "route", "delete", f"{address}/{bits}"])
+
+
+@both
+def test_a_client_keeps_its_endpoint_while_it_is_there(cluster: Cluster, spread: str, version: int) -> None:
+    lab = cluster.lab
+    name = f"sticky-{version}"
+    config = {"clientIP": {"timeoutSeconds": 300}}
+    made = make(cluster, spread, name, kind="NodePort", sessionAffinity="ClientIP", sessionAffinityConfig=config)
+    virtual_ip, port = by_version(made["spec"]["clusterIPs"])[version], made["spec"]["ports"][0]["nodePort"]
+    for client in (lab.nodes[0], lab.nodes[1], lab.nodes[2].containers[0], lab.nodes[2].containers[1]):
+        assert len(reached(client, virtual_ip, 80, 20)) == 1, client.name
+    third = address_of(lab.nodes[2], version)
+    (first,) = reached(lab.client, third, port, 20)
+    # Its endpoint goes: the client moves, and stays where it is when the endpoint is back.
+    pods, node = f"{CORE}/namespaces/{spread}/pods", first.removeprefix("spread-")
+    record = cluster.api.request("GET", f"{pods}/{first}")
+    cluster.api.request("DELETE", f"{pods}/{first}?gracePeriodSeconds=0")
+    other = (ALL - {first}).pop()
+    outcome(lab.client.ask_until(third, port, other))
+    assert reached(lab.client, third, port, 20) == {other}
+    annotations = record["metadata"].get("annotations", {})
+    again = pod(
+        first, {"app": "spread"}, node, {"app": (PORT + 3, "TCP")}, address=annotations.get("timonel.io/pod-ip")
+    )
+    cluster.api.create(pods, again)
+    wait_equal(cluster.api, lab.nodes)
+    assert reached(lab.client, third, port, 20) == {other}
+    cluster.api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
+
+
+def test_pods_behind_a_node_are_inside_once_their_network_is_known(cluster: Cluster, spread: str) -> None:
+    lab = cluster.lab
+    made = make(cluster, spread, "known", kind="NodePort", externalTrafficPolicy="Local")
+    port = made["spec"]["ports"][0]["nodePort"]
+    third, container = lab.nodes[2], lab.nodes[2].containers[0]
+    for version in (4, 6):
+        assert reached(container, address_of(third, version), port, 2) == {"timeout"}
+    cidrs = [f"{container.address.rpartition('.')[0]}.0/24", f"{container.address6.rpartition('::')[0]}::/64"]
+    cluster.api.request("PATCH", f"{CORE}/nodes/node-3", {"spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs}})
+    for version in (4, 6):
+        outcome(container.ask_until(address_of(third, version), port, [*ALL]))
+        assert reached(container, address_of(third, version), port) == ALL
+        assert reached(lab.client, address_of(third, version), port, 2) == {"timeout"}
+    cluster.api.request("DELETE", f"{CORE}/namespaces/{spread}/services/known")
+
+
+def test_after_all_that_every_node_is_what_the_api_says(cluster: Cluster, targets: dict[str, Target]) -> None:
+    wait_equal(cluster.api, cluster.lab.nodes)
