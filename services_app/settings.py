@@ -20,15 +20,15 @@ def _bad(name: str, value: str, rule: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"{name}={value!r} is not usable: {rule}")
 
 
-def read_networks(name: str, default: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Address ranges, comma separated."""
+def read_networks(name: str, default: str, *, least: int = 1) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Address ranges, comma separated; least: how many there must be."""
     text = os.environ.get(name, default)
     try:
         networks = tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
     except ValueError as err:
         raise _bad(name, text, f"{err}; write ranges such as 10.96.0.0/16,fd00:10:96::/112") from err
-    if not 1 <= len(networks) <= 8:
-        raise _bad(name, text, "write one to eight ranges such as 10.96.0.0/16")
+    if not least <= len(networks) <= 8:
+        raise _bad(name, text, f"write {least} to 8 ranges such as 10.96.0.0/16")
     for network in networks:
         if network.num_addresses < 8:
             raise _bad(name, text, f"{network} has too few addresses; write a range of at least 8")
@@ -131,6 +131,7 @@ def read_database(name: str, default: str) -> dict[str, object]:
 
 DATA_DIR = Path(os.environ.get("TIMONEL_DATA_DIR", ROOT / "var")).resolve()
 TIMONEL_SERVICE_CIDRS = read_networks("TIMONEL_SERVICE_CIDRS", "10.96.0.0/16")
+TIMONEL_POD_CIDRS = read_networks("TIMONEL_POD_CIDRS", "", least=0)
 TIMONEL_NODE_PORT_RANGE = read_port_range("TIMONEL_NODE_PORT_RANGE", "30000-32767")
 TIMONEL_CLUSTER_DOMAIN = read_domain("TIMONEL_CLUSTER_DOMAIN", "cluster.local")
 TIMONEL_MAX_ENDPOINTS_PER_SLICE = read_int("TIMONEL_MAX_ENDPOINTS_PER_SLICE", 100, least=1, most=1000)

@@ -95,6 +95,7 @@ def test_all_examples_are_accepted(tmp_path: Path) -> None:
     [
         ("TIMONEL_SERVICE_CIDRS", "10.96.0.0/31"),
         ("TIMONEL_SERVICE_CIDRS", "somewhere"),
+        ("TIMONEL_POD_CIDRS", "10.244.0.1/16"),
         ("TIMONEL_NODE_PORT_RANGE", "32767-30000"),
         ("TIMONEL_CLUSTER_DOMAIN", "two words"),
         ("TIMONEL_BIND", "8443"),

@@ -4,12 +4,13 @@ Pure, and without any word of nftables or Knot: `render` spells what is decided 
 Rules: k8s v1.36 pkg/proxy (endpointslicecache.go, topology.go) and the Kubernetes DNS specification 1.1.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
 Document = dict[str, Any]
+Network = IPv4Network | IPv6Network
 
 CLUSTER, LOCAL = "Cluster", "Local"  # traffic policies
 SERVICE_PROXY_NAME = "service.kubernetes.io/service-proxy-name"
@@ -209,9 +210,12 @@ def _port_number(item: Document, name: str) -> int | None:
     return None
 
 
-def plan_records(service: Document, slices: Iterable[Document], domain: str) -> list[Record]:
+def plan_records(
+    service: Document, slices: Iterable[Document], domain: str, pod_cidrs: Sequence[Network] = ()
+) -> list[Record]:
     """The DNS records of a Service, sorted: A, AAAA, SRV, PTR, CNAME. domain: the cluster's, without final dot.
 
+    pod_cidrs: where endpoints have reverse names. Elsewhere an address may be a host's, and its name is not ours to say.
     A record whose name no DNS message can carry is left out: the others are better than none.
     """
     metadata, spec = service["metadata"], service["spec"]
@@ -219,7 +223,7 @@ def plan_records(service: Document, slices: Iterable[Document], domain: str) -> 
     if spec.get("type") == "ExternalName":
         return [Record(name, "CNAME", spec["externalName"].rstrip(".").lower() + ".")]
     if spec.get("clusterIP") == "None":
-        records = _headless_records(spec, name, slices)
+        records = _headless_records(spec, name, slices, pod_cidrs)
     else:
         records = set()
         for address in spec.get("clusterIPs") or ():
@@ -236,7 +240,9 @@ def _is_sayable(name: str) -> bool:
     return len(name) <= MAX_NAME_LENGTH and all(len(label) <= MAX_LABEL_LENGTH for label in name.split("."))
 
 
-def _headless_records(spec: Document, name: str, slices: Iterable[Document]) -> set[Record]:
+def _headless_records(
+    spec: Document, name: str, slices: Iterable[Document], pod_cidrs: Sequence[Network]
+) -> set[Record]:
     records = set()
     publish_all = bool(spec.get("publishNotReadyAddresses"))
     for item in slices:
@@ -251,6 +257,8 @@ def _headless_records(spec: Document, name: str, slices: Iterable[Document]) -> 
             host = f"{endpoint.get('hostname') or _dashed(address)}.{name}"
             records.add(_address_record(name, address))
             records.add(_address_record(host, address))
+            if any(ip_address(address) in cidr for cidr in pod_cidrs):
+                records.add(Record(reverse_name(address), "PTR", host))
             for port in item.get("ports") or ():
                 if port.get("name") and port.get("port"):
                     records.add(_srv(port["name"], port.get("protocol") or "TCP", name, port["port"], host))

@@ -69,7 +69,9 @@ _kept = _Kept()
 
 def cluster() -> Cluster:
     """What every node's base depends on."""
-    return Cluster(tuple(settings.TIMONEL_SERVICE_CIDRS), settings.TIMONEL_CLUSTER_DOMAIN)
+    return Cluster(
+        tuple(settings.TIMONEL_SERVICE_CIDRS), settings.TIMONEL_CLUSTER_DOMAIN, tuple(settings.TIMONEL_POD_CIDRS)
+    )
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ DNS_LISTEN = "169.254.20.10"  # the address NodeLocal DNSCache uses by conventio
 
 @dataclass(frozen=True)
 class Cluster:
-    """What every node's base depends on."""
+    """What every node's base depends on. pod_cidrs: the networks of all containers; none unless configured."""
 
     service_cidrs: tuple[IPv4Network | IPv6Network, ...]
     domain: str
+    pod_cidrs: tuple[IPv4Network | IPv6Network, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
     if state.service is None:
         return Rendered()
     elements = nftables.render_routes(plan_routes(state.service, state.slices, state.groups))
-    names = dns.render_records(plan_records(state.service, state.slices, cluster.domain))
+    names = dns.render_records(plan_records(state.service, state.slices, cluster.domain, cluster.pod_cidrs))
     return Rendered((*elements.shared, *names), elements.local, elements.elsewhere)
 
 
@@ -97,7 +98,7 @@ def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:
         ("zone", cluster.domain),
         ("dns-listen", DNS_LISTEN),
         *((f"route {cidr}", "") for cidr in cluster.service_cidrs),
-        *((f"reverse {zone}", "") for zone in reverse_zones(cluster.service_cidrs)),
+        *((f"reverse {zone}", "") for zone in reverse_zones([*cluster.service_cidrs, *cluster.pod_cidrs])),
     ]
     pods = [(nftables.DRIVERS[cidr.version], f"pod_cidrs {cidr}", "") for cidr in network.pod_cidrs]
     return [*(("host", key, value) for key, value in host), *pods]
@@ -105,10 +106,10 @@ def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:
 
 def reverse_zones(cidrs: Iterable[IPv4Network | IPv6Network]) -> list[str]:
     """The reverse zones that hold the PTR records of the ranges: cut at the octet (IPv4) or nibble (IPv6)."""
-    zones = []
+    zones = set()
     for cidr in cidrs:
         bits, total = (8, 4) if cidr.version == 4 else (4, 32)
         labels = cidr.network_address.reverse_pointer.split(".")
         whole = max(cidr.prefixlen // bits, 1)
-        zones.append(".".join(labels[total - whole :]) + ".")
+        zones.add(".".join(labels[total - whole :]) + ".")
     return sorted(zones)

@@ -22,7 +22,11 @@ pytestmark = [
     pytest.mark.timeout(120),
 ]
 
-CLUSTER = Cluster((ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")), "cluster.local")
+CLUSTER = Cluster(
+    (ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")),
+    "cluster.local",
+    (ip_network("10.1.0.0/24"), ip_network("fd00:1::/64")),
+)
 READY = {"ready": True, "serving": True, "terminating": False}
 NOT_READY = {"ready": False, "serving": False, "terminating": False}
 HTTP = [{"name": "http", "port": 80, "protocol": "TCP"}]
@@ -103,6 +107,9 @@ ANSWERS = [
     (f"first.many.{ZONE}", "AAAA", ["fd00:1::1"]),
     (f"10-1-0-2.many.{ZONE}", "A", ["10.1.0.2"]),
     (f"fd00-1--2.many.{ZONE}", "AAAA", ["fd00:1::2"]),
+    ("1.0.1.10.in-addr.arpa.", "PTR", [f"first.many.{ZONE}"]),
+    ("2.0.1.10.in-addr.arpa.", "PTR", [f"10-1-0-2.many.{ZONE}"]),
+    (f"1.{'0.' * 23}1.0.0.0.0.0.d.f.ip6.arpa.", "PTR", [f"first.many.{ZONE}"]),
     (
         SRV,
         "SRV",
@@ -126,6 +133,7 @@ NO_ANSWERS = [
     (f"none.{ZONE}", "A", "NXDOMAIN"),
     (f"missing.{ZONE}", "A", "NXDOMAIN"),
     (f"_other._tcp.both.{ZONE}", "SRV", "NXDOMAIN"),
+    ("1.0.2.10.in-addr.arpa.", "PTR", "NXDOMAIN"),  # an endpoint outside: whatever the outside says
     ("99.0.96.10.in-addr.arpa.", "PTR", "NXDOMAIN"),
 ]
 
