@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agents import process
+from agents import nftables, process
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
@@ -49,28 +49,26 @@ def preflight() -> list[Problem]:
             {"reason": reason, "message": f"{tool} is not installed ({purpose} need it): install package {package}"}
         )
     if "nft" not in missing and os.geteuid() == 0:
-        try:
-            done = process.run(["nft", "-c", "-f", "-"], text=_TRIAL, reason="NftTimeout")
-        except AgentError as err:
-            problems.append({"reason": err.reason, "message": err.message})
-        else:
-            if done.returncode:
-                why = process.first_line(done.stderr)
-                problems.append(
-                    {"reason": "NftUnsupported", "message": f"this kernel or nft lacks what Services need: {why}"}
-                )
+        problems += [problem for family in nftables.FAMILIES.values() for problem in _nft_problems(family)]
     return problems
 
 
-_TRIAL = """table ip timonel_trial {
-\tmap slots { type mark . classid : ipv4_addr . inet_service; }
-\tchain output {
-\t\ttype nat hook output priority -100; policy accept;
-\t\tmeta priority set numgen random mod 2
-\t\tmeta l4proto { tcp, udp } dnat ip to ct mark . meta priority map @slots
-\t}
-}
-"""
+def _nft_problems(family: nftables.Family) -> list[Problem]:
+    """Whether nft and the kernel take what the tables are made of; nothing is changed."""
+    text = nftables.skeleton(family, nftables.chains_of({"groups 0x00000001": "goto aff_10_2"}))
+    trial = text.replace(family.table, f"{family.table}_trial")
+    try:
+        done = process.run(["nft", "-c", "-f", "-"], text=trial, reason="NftTimeout")
+    except AgentError as err:
+        return [{"reason": err.reason, "message": err.message}]
+    if not done.returncode:
+        return []
+    why = process.first_line(done.stderr)
+    if family is nftables.IPV4:
+        return [{"reason": "NftUnsupported", "message": f"this kernel or nft lacks what Services need: {why}"}]
+    # No reason to keep a host out of a cluster that may have no IPv6.
+    message = f"this kernel or nft lacks what Services with IPv6 need: {why}"
+    return [{"reason": "NftIPv6Unsupported", "message": message, "blocking": False}]
 
 
 def facts() -> dict[str, str]:

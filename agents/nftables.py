@@ -467,6 +467,11 @@ class Tables:
             if not change:
                 continue
             known = self._known.get(driver)
+            if known is None and self._known and not change.deletes:
+                # The first element of a family: its table is made now.
+                scripts.append(refill_script(family, change.adds, self.links))
+                then[driver] = _Known(elements_sum(change.adds), chains_of(change.adds))
+                continue
             if known is None:
                 raise NftRefused(f"cannot change table {family.table}: its content is unknown")
             new_sum = (known.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
