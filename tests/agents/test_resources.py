@@ -34,6 +34,7 @@ NFT6 = [
     ("slots 0x00000001 . 0", "2001:db8::1 . 8080", ("slots", "0x00000001 . none", "2001:db8::1 . 8080")),
     ("cluster_ips fd00::a", "", ("cluster_ips", "fd00::a", "")),
     ("local_endpoints ::1", "", ("local_endpoints", "::1", "")),
+    ("local_endpoints ::1:2", "", ("local_endpoints", "::1:2", "")),
     ("pod_cidrs fd00:1::/64", "", ("pod_cidrs", "fd00:1::/64", "")),
     ("nodeports udp . 30053", "0x0000000a", ("nodeports", "udp . 30053", "0x0000000a")),
 ]
