@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -230,16 +231,21 @@ def _chain_rules(family: Family, chain: str) -> tuple[str, ...]:
 _VERDICT_CHAIN = re.compile(r"goto ((?:lb|aff_([0-9]+))_([0-9]+))")
 
 
-def chains_of(elements: Mapping[str, str]) -> set[str]:
-    """The shared chains that elements of `groups` lead to, without those that always exist."""
-    found: set[str] = set()
+def chains_of(elements: Mapping[str, str]) -> Counter[str]:
+    """How many elements of `groups` lead to each shared chain; without those that always exist."""
+    found: Counter[str] = Counter()
     for key, value in elements.items():
         if key.startswith("groups ") and (match := _VERDICT_CHAIN.fullmatch(value)):
             if match[2]:
-                found |= {match[1], f"hit_{match[2]}"}
+                found.update((match[1], f"hit_{match[2]}"))
             elif int(match[3]) > READY_CHAINS:
-                found.add(match[1])
+                found[match[1]] += 1
     return found
+
+
+def chains_after(known: Counter[str], change: Change) -> Counter[str]:
+    """The same as `chains_of` for a table that is changed."""
+    return known + chains_of(change.adds) - chains_of(change.deletes)
 
 
 def _in_order(chains: Iterable[str]) -> list[str]:
@@ -372,13 +378,15 @@ def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) ->
 # Transactions
 
 
-def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, known_chains: Iterable[str] = ()) -> str:
+def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, known_chains: Counter[str]) -> str:
     """One transaction that is refused unless the table is of the expected generation."""
+    chains = chains_after(known_chains, change)
     lines = [f"delete element {family.table} generation {{ {generation(family, old_sum)} }}"]
-    for chain in _in_order(chains_of(change.adds) - set(known_chains)):
+    for chain in _in_order(chains.keys() - known_chains.keys()):
         lines += _chain_commands(family, chain)
     lines += _element_commands(family, "delete", change.deletes)
     lines += _element_commands(family, "add", change.adds)
+    lines += [f"delete chain {family.table} {name}" for name in _in_order(known_chains.keys() - chains.keys())[::-1]]
     lines.append(f"add element {family.table} generation {{ {generation(family, new_sum)} }}")
     return "\n".join(lines) + "\n"
 
@@ -433,10 +441,10 @@ def run_nft(script: str, timeout_s: float) -> None:
 
 @dataclass
 class _Known:
-    """What this process knows of a table: the sum of its elements, and which shared chains it has."""
+    """What this process knows of a table: the sum of its elements, and the shared chains they lead to."""
 
     sum: int
-    chains: set[str] = field(default_factory=set)
+    chains: Counter[str] = field(default_factory=Counter)
 
 
 Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
@@ -480,7 +488,7 @@ class Tables:
                 raise NftRefused(f"cannot change table {family.table}: its content is unknown")
             new_sum = (known.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
             scripts.append(delta_script(family, change, known.sum, new_sum, known.chains))
-            then[driver] = _Known(new_sum, known.chains | chains_of(change.adds))
+            then[driver] = _Known(new_sum, chains_after(known.chains, change))
         if scripts:
             self._send("".join(scripts))
             self._known |= then

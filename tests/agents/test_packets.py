@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.nftables import READY_CHAINS
 from agents.state import digest
 from services_app.lab.namespaces import Place, ProbeFailed
 from services_app.lab.network import Lab, Node
@@ -396,7 +397,35 @@ def test_deltas_lead_to_the_same_as_everything_at_once(host: Host) -> None:
     assert host.agent.ask("ping")["digest"] == digest(host.held)
 
 
+def test_shared_chains_come_and_go_with_the_groups_that_use_them(host: Host) -> None:
+    many = [host.node, host.inside, host.other, host.elsewhere]
+    for count, timeout_s in ((1, 600), (3, 600), (3, 700), (4, 700)):
+        endpoints = slices(host, *((place, READY) for place in many[:count]))
+        host.send(with_affinity(timeout_s), endpoints)
+        listing = host.node.run(["nft", "list", "chains", "ip6"]).stdout
+        chains = {name for name in re.findall(r"chain (\w+)", listing) if name.startswith(("aff_", "hit_"))}
+        assert chains == {f"aff_{timeout_s}_{count}", f"hit_{timeout_s}"}
+    crowd = a_slice_of(range(1, 71))
+    host.send(a_service(), crowd)
+    chains = host.node.run(["nft", "list", "chains", "ip"]).stdout
+    assert "lb_70" in chains
+    assert "aff_" not in chains
+    host.send(a_service(), slices(host, (host.inside, READY)))
+    assert "lb_70" not in host.node.run(["nft", "list", "chains", "ip"]).stdout
+    assert reached(host.node, ways(host, 4)["cluster ip"], count=3) == {host.inside.name}
+
+
+def a_slice_of(numbers: Iterable[int]) -> tuple[Document, ...]:
+    endpoints = [{"addresses": [f"198.51.100.{n}"], "conditions": READY} for n in numbers]
+    port = {"name": "http", "port": 8080, "protocol": "TCP"}
+    return ({"addressType": "IPv4", "ports": [port], "endpoints": endpoints},)
+
+
 def test_a_service_that_goes_leaves_nothing(host: Host) -> None:
     host.send(None)
     left = {name for (_, name), found in host.elements().items() if found}
     assert left == {"same_link", "generation"}
+    for ip in ("ip", "ip6"):
+        chains = set(re.findall(r"chain (\w+)", host.node.run(["nft", "list", "chains", ip]).stdout))
+        assert not {name for name in chains if name.startswith(("aff_", "hit_"))}
+        assert len({name for name in chains if name.startswith("lb_")}) == READY_CHAINS
