@@ -65,7 +65,7 @@ class Family:
     driver: str
     ip: str
     address: str  # pattern; for IPv6 a coarse one
-    not_from_outside: str  # own addresses that are no way to a node port
+    node_port_address: str  # a match that leaves out own addresses without node ports
     affinity: str  # the map of remembered clients: its key and data
     client: str  # a client in that key
 
@@ -118,22 +118,22 @@ class Family:
 
 
 IPV4 = Family(
-    "nft4",
-    "ip",
-    rf"(?:{_OCTET}\.){{3}}{_OCTET}",
-    "ip daddr != 127.0.0.0/8",
-    "type ipv4_addr . mark : classid",
-    "ip saddr",
+    driver="nft4",
+    ip="ip",
+    address=rf"(?:{_OCTET}\.){{3}}{_OCTET}",
+    node_port_address="ip daddr != 127.0.0.0/8",
+    affinity="type ipv4_addr . mark : classid",
+    client="ip saddr",
 )
 # nft 1.0.6 aborts on `update` with a key over 16 bytes, so a client's IPv6 address is remembered by its hash: two
 # clients with the same hash share an endpoint. The map's key is declared by numgen because `typeof jhash` crashes.
 IPV6 = Family(
-    "nft6",
-    "ip6",
-    r"[0-9a-f:]{2,39}",
-    "ip6 daddr != { ::1, fe80::/10 }",
-    "typeof numgen random mod 2 . ct mark : meta priority",
-    "jhash ip6 saddr mod 4294967295 seed 0x54494d4f",
+    driver="nft6",
+    ip="ip6",
+    address=r"[0-9a-f:]{2,39}",
+    node_port_address="ip6 daddr != { ::1, fe80::/10 }",
+    affinity="typeof numgen random mod 2 . ct mark : meta priority",
+    client="jhash ip6 saddr mod 4294967295 seed 0x54494d4f",
 )
 FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
 
@@ -143,7 +143,7 @@ FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
 
 def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Chain -> (its hook, its rules)."""
-    ip = family.ip
+    ip, is_local = family.ip, f"ct mark & 0x{LOCAL_POLICY:08x} != 0"
     return {
         # In a nat hook: first packets only, no filter hook needed.
         "refuse": ("", ("reject with tcp reset", "reject")),
@@ -151,8 +151,8 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
             "",
             (
                 # From here, or from a pod here, an external address is as good as the cluster IP.
-                f"ct mark & 0x40000000 != 0 {ip} saddr @pod_cidrs ct mark set ct mark map @to_cluster",
-                "ct mark & 0x40000000 != 0 fib saddr type local ct mark set ct mark map @to_cluster",
+                f"{is_local} {ip} saddr @pod_cidrs ct mark set ct mark map @to_cluster",
+                f"{is_local} fib saddr type local ct mark set ct mark map @to_cluster",
                 f"ct mark set ct mark & 0x{_GROUP:08x}",
                 "ct mark vmap @groups",
                 "drop",
@@ -171,7 +171,7 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
             "",
             (
                 f"ct mark set {ip} daddr . meta l4proto . th dport map @frontends goto dispatch",
-                f"fib daddr type local {family.not_from_outside} "
+                f"fib daddr type local {family.node_port_address} "
                 "ct mark set meta l4proto . th dport map @nodeports goto dispatch",
                 f"{ip} daddr @cluster_ips goto refuse",
             ),

@@ -39,6 +39,7 @@ class Node:
         self._flows = {driver: conntrack.UdpFlows(family) for driver, family in _FLOW_FAMILIES.items()}
         self._before = host.Before(directory / "host-before.json")
         self._settled: dict[str, str] = {}  # the host's elements that were brought into force last
+        self._is_settleable = True
         self.state: State = self._journal.load()
         self._refill_flows(self._elements())
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
@@ -183,7 +184,10 @@ class Node:
             self._come_into_force()
 
     def watch(self) -> str:
-        """Look whether kernel and servers are still what they should be, and repair; "" or what was wrong."""
+        """Look whether kernel and servers are still what they should be, and repair; "" or what was wrong.
+
+        Raises AgentError when it cannot be repaired.
+        """
         if not self.state.owners:
             return ""
         if not self.is_in_force:
@@ -194,8 +198,16 @@ class Node:
             return "somebody changed the kernel's table"
         if self._tables.set_links(host.links()):
             host.let_bridges_turn_back()
-        if not host.is_settled(self._settled):
+        if host.is_settled(self._settled):
+            self._is_settleable = True
+        elif self._is_settleable:
             self._settle_host()
+            # What does not last is not tried every second: other routing rules of the host may be stronger.
+            self._is_settleable = host.is_settled(self._settled)
+            if not self._is_settleable:
+                raise AgentError(
+                    "HostFailed", "processes here do not reach Services from the node's address; look at `ip rule`"
+                )
             return "somebody changed an address, a route or a setting that Services need"
         if not self._names.is_running:
             self._start_names()

@@ -221,6 +221,20 @@ def test_what_somebody_changes_on_the_host_is_repaired(node: Node, agent: Agent,
             node.run(["ip", "route", "replace", *words[:5]])
 
 
+def test_a_route_that_the_host_overrules_is_told_once(node: Node, agent: Agent) -> None:
+    node.run(["ip", "route", "add", "unreachable", "10.96.0.0/16", "table", "99"])
+    node.run(["ip", "rule", "add", "to", "10.96.0.0/16", "table", "99", "priority", "10"])
+    try:
+        time.sleep(3.5)
+    finally:
+        node.run(["ip", "rule", "delete", "priority", "10"])
+        node.run(["ip", "route", "flush", "table", "99"])
+    assert agent.ask("ping")["ok"]
+    assert [event["reason"] for event in agent.events] == ["HostFailed"]
+    assert "ip rule" in agent.events[0]["message"]
+    assert backends(node) == {"on-node", "in-container"}
+
+
 def host_settings(node: Node) -> str:
     return node.run(
         [

@@ -400,5 +400,16 @@ def test_pods_behind_a_node_are_inside_once_their_network_is_known(cluster: Clus
     cluster.api.request("DELETE", f"{CORE}/namespaces/{spread}/services/known")
 
 
+# What many deltas left on each node is what everything at once would be: by the digests.
+DIGESTS = """
+from services_app.models import Node, NodeSync
+from services_app.push.pusher import expected_digest
+for node, held in NodeSync.objects.values_list("node_id", "digest"):
+    print(node, held == expected_digest(node, Node.objects.get(name=node).address)[1])
+"""
+
+
 def test_after_all_that_every_node_is_what_the_api_says(cluster: Cluster, targets: dict[str, Target]) -> None:
     wait_equal(cluster.api, cluster.lab.nodes)
+    lines = cluster.stack.manage("shell", "-c", DIGESTS).stdout.splitlines()
+    assert sorted(line for line in lines if line.startswith("node-")) == ["node-1 True", "node-2 True", "node-3 True"]
