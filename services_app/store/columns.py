@@ -5,6 +5,7 @@ from typing import Any
 
 from services_app import models
 from services_app.plan import endpoints
+from services_app.plan.routing import canonical_address
 from services_app.spec import kinds
 from services_app.spec.kinds import Kind
 
@@ -82,8 +83,8 @@ def node_addresses(document: Document) -> list[str]:
     """A Node's InternalIPs, its main one first; at most one of each family."""
     first: dict[bool, str] = {}
     for entry in (document.get("status") or {}).get("addresses") or ():
-        if entry.get("type") == "InternalIP" and entry.get("address"):
-            first.setdefault(":" in entry["address"], entry["address"])
+        if entry.get("type") == "InternalIP" and (address := canonical_address(entry.get("address") or "")):
+            first.setdefault(":" in address, address)
     return [*first.values()]
 
 
