@@ -221,6 +221,24 @@ def test_what_somebody_changes_on_the_host_is_repaired(node: Node, agent: Agent,
             node.run(["ip", "route", "replace", *words[:5]])
 
 
+def test_an_ipv6_address_that_is_just_being_checked_is_waited_for(
+    node: Node, agent: Agent, revision: Callable[[], int]
+) -> None:
+    """At boot the kernel asks the link for a second or two whether somebody has it; until then it is no source."""
+    fresh = node.address6.rpartition(":")[0] + ":77"
+    node.run(["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/eth0/accept_dad"])
+    node.run(["ip", "address", "add", f"{fresh}/64", "dev", "eth0"])
+    try:
+        held = agent.ask("ping")["revision"]
+        other = [r if r[1] != "node-address6" else ["host", "node-address6", fresh] for r in base(node)]
+        answer = agent.ask("apply", cluster="c1", revision=revision(), since=held, owners={"": other})
+        assert answer["ok"], answer
+        assert f"src {fresh}" in node.run(["ip", "-6", "route", "show", "proto", "84"]).stdout
+    finally:
+        node.run(["sh", "-c", "echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad"])
+        node.run(["ip", "address", "delete", f"{fresh}/64", "dev", "eth0"])
+
+
 def test_a_route_that_the_host_overrules_is_told_once(node: Node, agent: Agent) -> None:
     node.run(["ip", "route", "add", "unreachable", "10.96.0.0/16", "table", "99"])
     node.run(["ip", "rule", "add", "to", "10.96.0.0/16", "table", "99", "priority", "10"])

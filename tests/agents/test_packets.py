@@ -397,6 +397,18 @@ def test_deltas_lead_to_the_same_as_everything_at_once(host: Host) -> None:
     assert host.agent.ask("ping")["digest"] == digest(host.held)
 
 
+@pytest.mark.parametrize("ip", ["ip", "ip6"])
+def test_what_nft_lists_nft_loads(host: Host, ip: str) -> None:
+    """Whoever saves a host's whole ruleset and loads it at boot must not end without any."""
+    host.send(with_affinity(600, externalTrafficPolicy="Local"), slices(host, (host.inside, READY)))
+    listing = host.node.run(["nft", "list", "table", ip, "timonel"]).stdout
+    host.elsewhere.run(["nft", "-f", "-"], input=listing)
+    try:
+        assert "to_cluster" in host.elsewhere.run(["nft", "list", "table", ip, "timonel"]).stdout
+    finally:
+        host.elsewhere.run(["nft", "delete", "table", ip, "timonel"])
+
+
 def test_shared_chains_come_and_go_with_the_groups_that_use_them(host: Host) -> None:
     many = [host.node, host.inside, host.other, host.elsewhere]
     for count, timeout_s in ((1, 600), (3, 600), (3, 700), (4, 700)):
