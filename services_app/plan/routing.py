@@ -111,13 +111,13 @@ def plan_routes(service: Document, slices: Iterable[Document], groups: Groups) -
     if SERVICE_PROXY_NAME in (service["metadata"].get("labels") or {}):
         return ()  # somebody else's proxy serves it
     slices = list(slices)
-    external = [*(spec.get("externalIPs") or ()), *_balancer_addresses(service)]
+    texts = map(canonical_address, [*(spec.get("externalIPs") or ()), *_balancer_addresses(service)])
+    external = sorted({text for text in texts if text is not None})
     routes = []
     for port in spec.get("ports") or ():
         for text in cluster_ips:
-            address = ip_address(text)
-            of_family = {str(ip) for ip in map(ip_address, external) if ip.version == address.version}
-            routes.append(_route(spec, port, str(address), tuple(sorted(of_family)), slices, groups))
+            of_family = tuple(address for address in external if (":" in address) == (":" in text))
+            routes.append(_route(spec, port, str(ip_address(text)), of_family, slices, groups))
     return tuple(routes)
 
 
@@ -147,9 +147,7 @@ def _route(
     if not is_internal_local or is_external:
         cluster = Group(groups[group_port(port), CLUSTER], ready or draining)
     if is_internal_local or is_external_local:
-        nodes = {backend.node for backend in (*ready, *draining) if backend.node}
-        chosen = {node: _on(node, ready) or _on(node, draining) for node in sorted(nodes)}
-        local = LocalGroup(groups[group_port(port), LOCAL], chosen)
+        local = LocalGroup(groups[group_port(port), LOCAL], {**by_node(draining), **by_node(ready)})
     affinity = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
     return Route(
         version=version,
@@ -199,8 +197,13 @@ def _endpoints(
     return tuple(sorted(ready.values())), tuple(sorted(draining.values()))
 
 
-def _on(node: str, backends: Iterable[Backend]) -> tuple[Backend, ...]:
-    return tuple(backend for backend in backends if backend.node == node)
+def by_node(backends: Iterable[Backend]) -> dict[str, tuple[Backend, ...]]:
+    """Node -> the endpoints on it, in their order; without those whose Node is unknown."""
+    found: dict[str, list[Backend]] = {}
+    for backend in backends:
+        if backend.node:
+            found.setdefault(backend.node, []).append(backend)
+    return {node: tuple(on_it) for node, on_it in sorted(found.items())}
 
 
 def _port_number(item: Document, name: str) -> int | None:

@@ -5,10 +5,10 @@ here: the spelling of a mark, and the number of each endpoint's slot.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services_app.plan.routing import Backend, Route
+from services_app.plan.routing import Backend, Route, by_node
 
 Resource = tuple[str, str, str]
 DRIVERS = {4: "nft4", 6: "nft6"}
@@ -30,17 +30,31 @@ class Elements:
 
 def render_routes(routes: Iterable[Route]) -> Elements:
     """The elements of a Service's routes; each (driver, "container element", value)."""
-    routes = [route for route in routes if route.protocol in PROTOCOLS]
     shared: dict[tuple[str, str], str] = {}
+    here: dict[str, dict[tuple[str, str], str]] = {}
+    elsewhere: dict[tuple[str, str], str] = {}
     for route in routes:
-        for key, value in _shared(route):
-            shared[DRIVERS[route.version], key] = value
-    nodes = sorted({node for route in routes for node in _nodes(route)})
-    return Elements(
-        tuple((driver, key, value) for (driver, key), value in shared.items()),
-        {node: tuple(_on_node(routes, node)) for node in nodes},
-        tuple(_on_node(routes, None)),
-    )
+        if route.protocol not in PROTOCOLS:
+            continue
+        driver = DRIVERS[route.version]
+        shared.update(((driver, key), value) for key, value in _shared(route))
+        if route.local:
+            # Also for a Node with endpoints: they may be another port's.
+            for key, value in _group(route.local.id, (), route):
+                elsewhere[driver, key] = value
+        for node, backends in _nodes(route).items():
+            for backend in backends:
+                here.setdefault(node, {})[driver, f"local_endpoints {backend.address}"] = ""
+        if route.local:
+            for node, backends in route.local.nodes.items():
+                for key, value in _group(route.local.id, backends, route):
+                    here[node][driver, key] = value
+    local = {node: _resources({**elsewhere, **elements}) for node, elements in sorted(here.items())}
+    return Elements(_resources(shared), local, _resources(elsewhere))
+
+
+def _resources(elements: Mapping[tuple[str, str], str]) -> tuple[Resource, ...]:
+    return tuple((driver, key, value) for (driver, key), value in elements.items())
 
 
 def _shared(route: Route) -> Iterable[tuple[str, str]]:
@@ -62,27 +76,12 @@ def _shared(route: Route) -> Iterable[tuple[str, str]]:
         yield f"nodeports {route.protocol} . {route.node_port}", external
 
 
-def _nodes(route: Route) -> set[str]:
-    """The Nodes with an endpoint that traffic may reach."""
-    found = {backend.node for backend in route.cluster.backends if backend.node} if route.cluster else set()
-    return found | set(route.local.nodes) if route.local else found
-
-
-def _on_node(routes: Sequence[Route], node: str | None) -> list[Resource]:
-    """What only this node holds, None: what a node without any endpoint holds."""
-    elements: dict[tuple[str, str], str] = {}
-    for route in routes:
-        driver = DRIVERS[route.version]
-        here = {b.address for b in route.cluster.backends if b.node == node} if route.cluster and node else set()
-        if route.local:
-            backends = route.local.nodes.get(node or "", ())
-            here |= {backend.address for backend in backends}
-            for key, value in _group(route.local.id, backends, route):
-                elements[driver, key] = value
-        # These see the client's own address.
-        for address in sorted(here):
-            elements[driver, f"local_endpoints {address}"] = ""
-    return [(driver, key, value) for (driver, key), value in elements.items()]
+def _nodes(route: Route) -> dict[str, tuple[Backend, ...]]:
+    """Node -> the endpoints on it that traffic may reach. They see the client's own address."""
+    found = by_node(route.cluster.backends) if route.cluster else {}
+    for node, backends in route.local.nodes.items() if route.local else ():
+        found[node] = (*found.get(node, ()), *backends)
+    return found
 
 
 def _group(number: int, backends: Sequence[Backend], route: Route) -> Iterable[tuple[str, str]]:
