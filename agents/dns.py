@@ -25,6 +25,7 @@ from agents.state import Change
 
 logger = logging.getLogger(__name__)
 
+SCHEMA_VERSION = "1.1.0"  # of the Kubernetes DNS specification, told by the zone
 KNOT_ADDRESS, KNOT_PORT = "127.0.0.1", 8053
 _NAME = r"(?:[a-z0-9_*](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+"
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
@@ -111,7 +112,9 @@ class Names:
         knot_changed = _write(self._knot_conf, self._knot_text(zones))
         unbound_changed = _write(self._unbound_conf, self._unbound_text(zones))
         for zone in zones.all:
-            _write(self._directory / f"{zone}zone", _zone_text(zone))
+            # Read at the start alone: a text that an older agent wrote is no reason to keep Knot running on it.
+            text = _zone_text(zone, is_domain=zone == zones.all[0])
+            knot_changed = _write(self._directory / f"{zone}zone", text) or knot_changed
         self.zones = zones
         if knot_changed:
             self._knot.stop()
@@ -276,9 +279,12 @@ def upstream_servers(own: str, path: str = "/etc/resolv.conf") -> list[str]:
     return [address for address in found if address != own and "%" not in address]
 
 
-def _zone_text(zone: str) -> str:
+def _zone_text(zone: str, *, is_domain: bool) -> str:
     """A zone without any record of ours; what follows comes through the control socket."""
-    return f"{zone} 5 SOA ns.dns.{zone} hostmaster.{zone} 1 7200 1800 86400 5\n{zone} 5 NS ns.dns.{zone}\n"
+    lines = [f"{zone} 5 SOA ns.dns.{zone} hostmaster.{zone} 1 7200 1800 86400 5", f"{zone} 5 NS ns.dns.{zone}"]
+    if is_domain:
+        lines.append(f'dns-version.{zone} 5 TXT "{SCHEMA_VERSION}"')
+    return "\n".join(lines) + "\n"
 
 
 def _write(path: Path, text: str) -> bool:

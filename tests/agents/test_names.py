@@ -85,6 +85,7 @@ SERVICES: list[tuple[Document, tuple[Document, ...]]] = [
 SRV = f"_http._tcp.many.{ZONE}"
 # name, type, what `dig +short` prints, sorted
 ANSWERS = [
+    ("dns-version.cluster.local.", "TXT", ['"1.1.0"']),
     (f"both.{ZONE}", "A", ["10.96.0.10"]),
     (f"BOTH.{ZONE}", "A", ["10.96.0.10"]),
     (f"both.{ZONE}", "AAAA", ["fd00:10:96::a"]),
