@@ -3,13 +3,14 @@
 import pytest
 
 from services_app.plan import kubelet
+from services_app.spec.pod import POD_IP
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z"
 BOTH = ["192.0.2.1", "2001:db8::1"]
 
 
 def a_pod(annotation=None, **container):
-    annotations = {kubelet.POD_IP: annotation} if annotation is not None else {}
+    annotations = {POD_IP: annotation} if annotation is not None else {}
     return {"metadata": {"name": "p", "annotations": annotations}, "spec": {"containers": [{"name": "c", **container}]}}
 
 
