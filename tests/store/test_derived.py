@@ -1,6 +1,5 @@
 """Endpoints are never behind: they change in the transaction that changes their cause."""
 
-import importlib
 import threading
 
 import pytest
@@ -155,19 +154,6 @@ def test_a_policy_has_a_group_as_long_as_it_is_local(world):
     after = groups_of(service)
     assert {*after} == {("TCP/80", "Cluster")}
     assert after != before  # a number is never given twice: a client's memory of the old group is no memory of this one
-
-
-def test_services_from_before_local_groups_get_them(world):
-    service = world.service(internalTrafficPolicy="Local")
-    world.service("plain")
-    world.service("headless", clusterIP="None", internalTrafficPolicy="Local")
-    EndpointGroup.objects.filter(policy="Local").delete()
-    migration = importlib.import_module("services_app.migrations.0002_groups_of_local_policies")
-    for _ in range(2):
-        with connection.cursor() as cursor:
-            cursor.execute(migration.ADD)
-        assert {*groups_of(service)} == {("TCP/80", "Cluster"), ("TCP/80", "Local")}
-        assert EndpointGroup.objects.filter(policy="Local").count() == 1
 
 
 def test_a_nodes_addresses_and_networks_concern_every_nodes_base(world):
