@@ -37,6 +37,10 @@ _COLUMNS = (
 _INSERT = "INSERT INTO services_app_change (" + ", ".join(f'"{name}"' for name in _COLUMNS) + ")"
 
 
+class LogCut(LookupError):
+    """The log no longer reaches back to a revision: changes after it are gone."""
+
+
 class Writer:
     """One transaction's writes to the log. Create it inside `transaction.atomic`, after claims, before reading."""
 
@@ -179,12 +183,24 @@ def oldest() -> int:
     return ControlPlane.objects.filter(id=1).values_list("compacted_revision", flat=True).first() or 0
 
 
-def read_after(revision: int, *, kinds: Iterable[str] | None = None, limit: int = 1000) -> list[Change]:
-    """The changes after a revision, oldest first; empty when there are none. One query."""
+def read_after(
+    revision: int, *, kinds: Iterable[str] | None = None, upto: int | None = None, limit: int = 1000
+) -> list[Change]:
+    """The changes after a revision, oldest first; empty when there are none. One query, two with `kinds`.
+
+    Raises LogCut when some of them have left the log.
+    """
     rows = Change.objects.filter(revision__gt=revision)
+    if upto is not None:
+        rows = rows.filter(revision__lte=upto)
     if kinds is not None:
         rows = rows.filter(kind__in=list(kinds))
-    return list(rows.order_by("revision")[:limit])
+    found = list(rows.order_by("revision")[:limit])
+    # Revisions have no holes. Of one kind they have: then what was cut before now may have been cut before the query.
+    is_cut = oldest() > revision if kinds is not None else bool(found) and found[0].revision != revision + 1
+    if is_cut:
+        raise LogCut(f"the log no longer reaches back to revision {revision}")
+    return found
 
 
 def owners_changed(revision: int) -> set[str]:

@@ -112,7 +112,7 @@ class OpenApiV2(ApiView):
                 return HttpResponse(openapi.v2_protobuf(), content_type=PROTOBUF_V2_SENT)
             if name in (media.JSON, "*/*", "application/*"):
                 return HttpResponse(openapi.v2_document(), content_type=media.JSON)
-        raise NotAcceptable(f"only the following media types are accepted: {media.JSON}, {PROTOBUF_V2}")
+        raise NotAcceptable(f"only the following media types are accepted: {media.JSON}, {PROTOBUF_V2}", details={})
 
 
 class OpenApiV3(ApiView):

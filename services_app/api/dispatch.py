@@ -21,6 +21,7 @@ from django.urls import set_script_prefix
 
 from services_app.api import paths, watch
 from services_app.api.views import MAX_BODY_BYTES, error_response
+from services_app.spec import options
 from services_app.spec.errors import RequestTooLarge
 
 _django = get_asgi_application()
@@ -44,10 +45,7 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 def _asks(scope: dict[str, Any]) -> bool:
     query = scope["query_string"]
-    if b"watch" not in query:
-        return False
-    value = parse_qs(query.decode(), keep_blank_values=True).get("watch", ["false"])[-1]
-    return value.lower() in ("1", "t", "true", "")
+    return b"watch" in query and options.flag(parse_qs(query.decode(), keep_blank_values=True), "watch")
 
 
 class _Requests(BaseHandler):

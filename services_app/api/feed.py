@@ -1,14 +1,16 @@
 """One reader of the log a process, feeding everybody who listens: watches and live pages.
 
 Woken by Redis, and by the clock when Redis is away; whoever does not keep up is let go and comes again with what he
-saw last. Needs no database connection while nothing happens.
+saw last. Needs no database connection while nothing happens. A change goes to those who listen to its kind alone.
 """
 
 import asyncio
 import contextlib
 import logging
-from collections import deque
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import redis.asyncio
@@ -27,16 +29,33 @@ KEPT = 20_000  # changes kept in memory for those who come with a recent revisio
 AT_MOST = 5_000  # changes waiting for one listener
 
 
-@dataclass(frozen=True)
 class Slow:
     """Put in a queue in place of changes: the listener did not keep up."""
+
+
+class Cut:
+    """Put in a queue in place of changes: they left the log before this process read them."""
+
+
+News = Change | Slow | Cut
+
+
+@dataclass(eq=False)
+class Listener:
+    """One who listens to a kind ("": to all). What came before `upto` is in the backlog, what comes is in the queue."""
+
+    kind: str
+    after: int
+    upto: int
+    recent: list[Change] | None  # the backlog when it is all in memory
+    queue: asyncio.Queue[News] = field(default_factory=asyncio.Queue)
 
 
 class Feed:
     """The log of this process's event loop."""
 
     def __init__(self) -> None:
-        self._listeners: set[asyncio.Queue[Change | Slow]] = set()
+        self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
         self._recent: deque[Change] = deque(maxlen=KEPT)
         self._head = 0
         self._wake = asyncio.Event()
@@ -61,33 +80,41 @@ class Feed:
         for task in self._tasks:
             task.cancel()
 
-    async def join(self, after: int) -> tuple[list[Change], asyncio.Queue[Change | Slow]]:
-        """The changes after a revision so far, and a queue with those to come: nothing between is lost or told twice.
-
-        `after` must lie within the log.
-        """
+    async def join(self, after: int, kind: str = "") -> Listener:
+        """Listen to a kind from a revision on: nothing between backlog and queue is lost or told twice."""
         await self.start()
-        queue: asyncio.Queue[Change | Slow] = asyncio.Queue(AT_MOST + 1)
-        # No await from here until the queue is known: the reader cannot come in between.
-        upto = self._head
-        self._listeners.add(queue)
-        if after >= upto:
-            # The client knows more than this process has read: skip what it has.
-            return [], queue
-        if self._recent and self._recent[0].revision <= after + 1:
-            return [change for change in self._recent if change.revision > after], queue
-        backlog: list[Change] = []
-        position = after
-        while position < upto:
-            rows = await in_database(changes.read_after, position)
-            if not rows:
-                break
-            backlog += [row for row in rows if row.revision <= upto]
-            position = rows[-1].revision
-        return backlog, queue
+        # No await from here until the listener is known: the reader cannot come in between.
+        listener = Listener(kind, after, self._head, self._remembered(after, kind))
+        self._listeners[kind].add(listener)
+        return listener
 
-    def leave(self, queue: asyncio.Queue[Change | Slow]) -> None:
-        self._listeners.discard(queue)
+    def leave(self, listener: Listener) -> None:
+        self._listeners[listener.kind].discard(listener)
+
+    def _remembered(self, after: int, kind: str) -> list[Change] | None:
+        """The changes of a kind after a revision; None when some are no longer in memory."""
+        if after >= self._head:
+            return []  # the client may know more than this process has read: it skips what it has
+        if not self._recent or self._recent[0].revision > after + 1:
+            return None
+        found = []
+        for change in reversed(self._recent):
+            if change.revision <= after:
+                break
+            if kind in ("", change.kind):
+                found.append(change)
+        return found[::-1]
+
+    async def backlog(self, listener: Listener) -> AsyncIterator[list[Change]]:
+        """What a listener has missed so far, in parts. Raises changes.LogCut when it is no longer there."""
+        if listener.recent is not None:
+            yield listener.recent
+            listener.recent = None
+            return
+        position, kinds = listener.after, [listener.kind] if listener.kind else None
+        while rows := await in_database(partial(changes.read_after, position, kinds=kinds, upto=listener.upto)):
+            yield rows
+            position = rows[-1].revision
 
     async def _read(self) -> None:
         while True:
@@ -96,22 +123,40 @@ class Feed:
                     await self._wake.wait()
             self._wake.clear()
             try:
-                while rows := await in_database(changes.read_after, self._head):
-                    for row in rows:
-                        self._hand_out(row)
+                await self._catch_up()
             except Exception as err:  # the database may be away: listeners wait, the log does not run away
                 logger.warning("cannot read the log after %s: %s reason=database_away", self._head, err)
                 await asyncio.sleep(POLL_S)
 
+    async def _catch_up(self) -> None:
+        try:
+            while rows := await in_database(changes.read_after, self._head):
+                for row in rows:
+                    self._hand_out(row)
+        except changes.LogCut:
+            # This process slept for longer than the log is kept: nobody can be told what he missed.
+            logger.warning("changes after %s left the log unread reason=log_cut", self._head)
+            self._head = await in_database(changes.oldest)
+            self._recent.clear()
+            self._end_all(Cut())
+            self._wake.set()
+
     def _hand_out(self, row: Change) -> None:
         self._head = row.revision
         self._recent.append(row)
-        for queue in [*self._listeners]:
-            if queue.qsize() >= AT_MOST:
-                self._listeners.discard(queue)
-                queue.put_nowait(Slow())
-            else:
-                queue.put_nowait(row)
+        for kind in ("", row.kind):
+            for listener in [*self._listeners[kind]]:
+                if listener.queue.qsize() >= AT_MOST:
+                    self.leave(listener)
+                    listener.queue.put_nowait(Slow())
+                else:
+                    listener.queue.put_nowait(row)
+
+    def _end_all(self, news: Cut) -> None:
+        for listeners in self._listeners.values():
+            for listener in listeners:
+                listener.queue.put_nowait(news)
+            listeners.clear()
 
     async def _listen(self) -> None:
         """Be woken by what is announced; keep trying while Redis is away."""

@@ -17,8 +17,9 @@ class Accepted:
     version: str = "v1"
 
 
-def accept(header: str) -> Accepted:
-    """The first form of an Accept header that can be given. Raises NotAcceptable."""
+def accept(header: str, *, streamed: bool = False) -> Accepted:
+    """The first form of an Accept header that can be given. streamed: as events of a watch. Raises NotAcceptable."""
+    forms = (JSON,) if streamed else (JSON, YAML)
     if not header.strip():
         return Accepted()
     for part in header.split(","):
@@ -26,7 +27,7 @@ def accept(header: str) -> Accepted:
         options = dict(p.partition("=")[::2] for p in parameters)
         if media == "*/*":
             media = JSON
-        if media not in (JSON, YAML):
+        if media not in forms:
             continue
         as_kind = options.get("as", "")
         if not as_kind:
@@ -34,4 +35,4 @@ def accept(header: str) -> Accepted:
         known = as_kind in ("Table", "PartialObjectMetadata", "PartialObjectMetadataList")
         if known and options.get("g") == META and options.get("v") in ("v1", "v1beta1"):
             return Accepted(media, as_kind, options["v"])
-    raise NotAcceptable(f"only the following media types are accepted: {JSON}, {YAML}")
+    raise NotAcceptable(f"only the following media types are accepted: {', '.join(forms)}", details={})

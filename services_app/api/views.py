@@ -18,22 +18,21 @@ from rest_framework.views import APIView
 from services_app import changes, store
 from services_app.api import auth, media
 from services_app.api.paths import Target, parse
-from services_app.spec import endpoints, kinds, objects, patches, protobuf, tables
+from services_app.spec import endpoints, kinds, objects, options, patches, pod, protobuf, tables
 from services_app.spec.errors import (
     ApiError,
     BadRequest,
+    Conflict,
     FieldError,
     InternalError,
     Invalid,
     MethodNotAllowed,
+    NotAcceptable,
     NotFound,
     RequestTooLarge,
-    ServerTimeout,
     Unauthorized,
-    UnsupportedMediaType,
 )
 from services_app.spec.kinds import Kind
-from services_app.spec.selectors import parse_field_selector, parse_label_selector
 
 Document = dict[str, Any]
 
@@ -113,6 +112,8 @@ class ObjectView(ApiView):
         kind = self.target.kind
         if not auth.may(request.user, verb, kind, self.target.namespace):
             raise auth.refusal(request.user, verb, self.target)
+        if self.target.subresource and verb not in kinds.SUBRESOURCES[self.target.subresource].verbs:
+            raise MethodNotAllowed
         if kind is kinds.ENDPOINTS:
             self.warnings.append(endpoints.DEPRECATED)
 
@@ -122,12 +123,18 @@ class ObjectView(ApiView):
         target = self._target()
         accepted = media.accept(request.headers.get("Accept", ""))
         if target.name:
+            version = request.query_params.get("resourceVersion", "")
+            wanted = options.revision(version) if version else 0
+            if wanted and wanted > (head := changes.head()):
+                raise store.too_large(wanted, head)
             stored = store.get(target.kind, target.namespace or "", target.name)
             return self._object(stored, accepted)
         return self._list(request, target, accepted)
 
     def post(self, request: Request) -> HttpResponse:
         target = self._target()
+        if target.subresource == "binding":
+            return self._bind(request, target)
         if target.name:
             raise MethodNotAllowed
         accepted = media.accept(request.headers.get("Accept", ""))
@@ -136,12 +143,7 @@ class ObjectView(ApiView):
         dry_run = self._dry_run(request, "CreateOptions")
         document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
-        auth.require_field_rights(request.user, target.kind, None, document)
-        stored = store.create(
-            target.kind, document, namespace=target.namespace or "", actor=self.actor, dry_run=dry_run
-        )
-        self._warn(objects.warnings(target.kind, json.loads(stored.document)))
-        return self._object(stored, accepted, status=201)
+        return self._created(target, document, accepted, dry_run)
 
     def put(self, request: Request) -> HttpResponse:
         target = self._target()
@@ -152,7 +154,19 @@ class ObjectView(ApiView):
         document = self._decode(request, target.kind, "UpdateOptions")
         self._check_namespace(document, target)
         self._check_name(document, target)
-        return self._updated(target, lambda _: json.loads(json.dumps(document)), accepted, dry_run)
+        uid = (document.get("metadata") or {}).get("uid")
+
+        def replace(current: Document) -> Document:
+            self._check_uid(target, uid, current["metadata"]["uid"])
+            return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+
+        try:
+            return self._updated(target, replace, accepted, dry_run)
+        except NotFound:
+            self._check_uid(target, uid, "")
+            if not target.kind.put_creates or target.subresource:
+                raise
+        return self._created(target, document, accepted, dry_run)
 
     def patch(self, request: Request) -> HttpResponse:
         target = self._target()
@@ -180,17 +194,17 @@ class ObjectView(ApiView):
         accepted = media.accept(request.headers.get("Accept", ""))
         if target.subresource:
             raise MethodNotAllowed
-        options = self._delete_options(request)
+        how = self._delete_options(request)
         if not target.name:
             if "deletecollection" not in target.kind.verbs:
                 raise MethodNotAllowed
-            return self._delete_collection(request, target, options, accepted)
-        if "dryRun" in request.query_params or options.get("dryRun"):
-            options["dryRun"] = self._dry_run(request, "DeleteOptions", options.get("dryRun"))
-        stored = self._delete_one(target, target.name, options)
+            return self._delete_collection(request, target, how, accepted)
+        if "dryRun" in request.query_params or how.get("dryRun"):
+            how["dryRun"] = self._dry_run(request, "DeleteOptions", how.get("dryRun"))
+        stored = self._delete_one(target, target.name, how)
         if target.kind is kinds.NAMESPACE or _is_kept(stored) or accepted.as_kind:
             return self._object(stored, accepted)
-        if target.kind in (kinds.POD, kinds.SERVICE) or options.get("dryRun"):
+        if target.kind in (kinds.POD, kinds.SERVICE) or how.get("dryRun"):
             return self._object(stored, accepted)
         details = {"name": target.name, **({"group": target.kind.group} if target.kind.group else {})}
         details.update(kind=target.kind.plural, uid=json.loads(stored.document)["metadata"]["uid"])
@@ -199,23 +213,74 @@ class ObjectView(ApiView):
 
     # Parts
 
+    def _created(self, target: Target, document: Document, accepted: media.Accepted, dry_run: bool) -> HttpResponse:
+        auth.require_field_rights(self.request.user, target.kind, None, document)
+        stored = store.create(
+            target.kind, document, namespace=target.namespace or "", actor=self.actor, dry_run=dry_run
+        )
+        self._warn(objects.warnings(target.kind, json.loads(stored.document)))
+        return self._object(stored, accepted, status=201)
+
+    def _bind(self, request: Request, target: Target) -> HttpResponse:
+        """Put a Pod on a Node."""
+        dry_run = self._dry_run(request, "CreateOptions")
+        binding = self._decode(request, kinds.BINDING, "CreateOptions")
+        self._check_namespace(binding, target)
+        self._check_name(binding, target)
+        if errors := pod.validate_binding(binding):
+            raise Invalid(kinds.BINDING, target.name, errors)
+        wanted, node_name = binding["metadata"], binding["target"]["name"]
+
+        def bind(current: Document) -> Document:
+            metadata = current["metadata"]
+            refusal = ""
+            if wanted.get("uid") and wanted["uid"] != metadata["uid"]:
+                refusal = f"the UID in the precondition ({wanted['uid']}) is not that of the pod ({metadata['uid']})"
+            elif metadata.get("deletionTimestamp"):
+                refusal = f"pod {target.name} is being deleted, cannot be assigned to a host"
+            elif current["spec"].get("nodeName"):
+                refusal = f'pod {target.name} is already assigned to node "{current["spec"]["nodeName"]}"'
+            elif current["spec"].get("schedulingGates"):
+                refusal = f"pod {target.name} has non-empty .spec.schedulingGates"
+            if refusal:
+                raise Conflict(target.kind, target.name, refusal, named="pods/binding")
+            if annotations := wanted.get("annotations"):
+                metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
+            return pod.bound(current, node_name, datetime.now(UTC))
+
+        store.update(
+            target.kind, target.namespace or "", target.name, bind,
+            subresource=target.subresource, actor=self.actor, dry_run=dry_run,
+        )  # fmt: skip
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+        return HttpResponse(json.dumps(status), status=201, content_type=media.JSON)
+
+    def _check_uid(self, target: Target, wanted: str | None, found: str) -> None:
+        """A PUT that names a uid means that one object."""
+        if wanted and wanted != found:
+            message = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+            raise Conflict(target.kind, target.name, message)
+
     def _target(self) -> Target:
         assert self.target is not None
         return self.target
 
     def _list(self, request: Request, target: Target, accepted: media.Accepted) -> HttpResponse:
+        if accepted.as_kind == "PartialObjectMetadata":
+            raise NotAcceptable("you requested PartialObjectMetadata, but the requested object is a list")
         query = request.query_params
-        labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
-        limit = _whole_number(query.get("limit", ""), "limit")
-        self._check_revision(query.get("resourceVersion", ""), query.get("resourceVersionMatch", ""), query)
+        asked = options.read(target.kind, dict(query.lists()))
         page = store.list(
             target.kind,
             target.namespace,
-            labels=parse_label_selector(labels) if labels else None,
-            fields=parse_field_selector(target.kind, fields) if fields else None,
-            limit=limit,
-            continue_token=query.get("continue", ""),
+            labels=asked.labels,
+            fields=asked.fields,
+            limit=asked.limit,
+            continue_token=asked.continue_token,
+            at=asked.at,
         )
+        if asked.version and asked.version > page.revision:
+            raise store.too_large(asked.version, page.revision)
         metadata: Document = {"resourceVersion": str(page.revision)}
         if page.continue_token:
             metadata["continue"] = page.continue_token
@@ -247,19 +312,6 @@ class ObjectView(ApiView):
         )
         return _text("".join((head, ",".join(_without_type(kind, text) for text in page.documents), "]}")), accepted)
 
-    def _check_revision(self, revision: str, match: str, query: Any) -> None:
-        if match:
-            if match not in ("Exact", "NotOlderThan"):
-                raise _bad_option("resourceVersionMatch", match, "NotSupported")
-            if not revision or (match == "Exact" and revision == "0") or query.get("continue"):
-                raise _bad_option("resourceVersionMatch", match, "Forbidden")
-        if not revision:
-            return
-        if not revision.isdigit():
-            raise BadRequest(f'Invalid value: "{revision}": the resource version must be a whole number')
-        if int(revision) > changes.head():
-            raise ServerTimeout(f"Too large resource version: {revision}, current: {changes.head()}")
-
     def _updated(self, target: Target, change: Any, accepted: media.Accepted, dry_run: bool) -> HttpResponse:
         before: Document = {}
 
@@ -285,67 +337,63 @@ class ObjectView(ApiView):
 
     def _delete_options(self, request: Request) -> Document:
         body = self._body(request)
-        options: Document = {}
+        how: Document = {}
         if body.strip():
             try:
                 content_type = request.headers.get("Content-Type") or media.JSON
                 is_protobuf = content_type.split(";")[0].strip() == protobuf.PROTOBUF
-                options = protobuf.decode(body) if is_protobuf else json.loads(body)
+                how = protobuf.decode(body) if is_protobuf else json.loads(body)
             except ValueError as err:
                 raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
-            if options.get("kind", "DeleteOptions") != "DeleteOptions":
-                raise BadRequest(f"the body is a {options['kind']}, not DeleteOptions")
+            if how.get("kind", "DeleteOptions") != "DeleteOptions":
+                raise BadRequest(f"the body is a {how['kind']}, not DeleteOptions")
         query = request.query_params
         if "gracePeriodSeconds" in query:
-            options["gracePeriodSeconds"] = _whole_number(query["gracePeriodSeconds"], "gracePeriodSeconds")
+            how["gracePeriodSeconds"] = options.integer(dict(query.lists()), "gracePeriodSeconds")
         if "propagationPolicy" in query:
-            options["propagationPolicy"] = query["propagationPolicy"]
-        return self._checked_delete_options(options)
+            how["propagationPolicy"] = query["propagationPolicy"]
+        return self._checked_delete_options(how)
 
-    def _checked_delete_options(self, options: Document) -> Document:
-        policy = options.get("propagationPolicy")
-        if policy and "orphanDependents" in options:
+    def _checked_delete_options(self, how: Document) -> Document:
+        policy = how.get("propagationPolicy")
+        if policy and "orphanDependents" in how:
             rule = "orphanDependents and deletionPropagation cannot be both set"
             raise _invalid_delete(FieldError("Invalid", "propagationPolicy", policy, rule))
         if policy and policy not in ("Foreground", "Background", "Orphan"):
             raise _invalid_delete(
                 FieldError("NotSupported", "propagationPolicy", policy, "Foreground, Background, Orphan")
             )
-        if options.get("orphanDependents"):
-            options["propagationPolicy"] = "Orphan"
-        return options
+        if "orphanDependents" in how:
+            how["propagationPolicy"] = "Orphan" if how["orphanDependents"] else "Background"
+        if (how.get("gracePeriodSeconds") or 0) < 0:
+            how["gracePeriodSeconds"] = 1
+        return how
 
-    def _delete_one(self, target: Target, name: str, options: Document) -> store.Stored:
-        wanted = options.get("preconditions") or {}
+    def _delete_one(self, target: Target, name: str, how: Document) -> store.Stored:
+        wanted = how.get("preconditions") or {}
         return store.delete(
             target.kind,
             target.namespace or "",
             name,
             actor=self.actor,
-            dry_run=bool(options.get("dryRun")),
+            dry_run=bool(how.get("dryRun")),
             preconditions={key: wanted[key] for key in ("uid", "resourceVersion") if wanted.get(key)},
-            grace_period_s=options.get("gracePeriodSeconds"),
-            propagation=options.get("propagationPolicy"),
+            grace_period_s=how.get("gracePeriodSeconds"),
+            propagation=how.get("propagationPolicy"),
         )
 
     def _delete_collection(
-        self, request: Request, target: Target, options: Document, accepted: media.Accepted
+        self, request: Request, target: Target, how: Document, accepted: media.Accepted
     ) -> HttpResponse:
-        query = request.query_params
-        labels, fields = query.get("labelSelector", ""), query.get("fieldSelector", "")
-        options["dryRun"] = self._dry_run(request, "DeleteOptions", options.get("dryRun"))
-        page = store.list(
-            target.kind,
-            target.namespace,
-            labels=parse_label_selector(labels) if labels else None,
-            fields=parse_field_selector(target.kind, fields) if fields else None,
-        )
+        asked = options.read(target.kind, dict(request.query_params.lists()))
+        how["dryRun"] = self._dry_run(request, "DeleteOptions", how.get("dryRun"))
+        page = store.list(target.kind, target.namespace, labels=asked.labels, fields=asked.fields)
         deleted = []
         for text in page.documents:
             metadata = json.loads(text)["metadata"]
             one = Target(target.kind, metadata.get("namespace"), metadata["name"])
             try:
-                deleted.append(self._delete_one(one, metadata["name"], dict(options)).document)
+                deleted.append(self._delete_one(one, metadata["name"], dict(how)).document)
             except NotFound:
                 continue
         kind = target.kind
@@ -361,16 +409,16 @@ class ObjectView(ApiView):
             raise RequestTooLarge(f"Request entity too large: limit is {MAX_BODY_BYTES}")
         return body
 
-    def _decode(self, request: Request, kind: Kind, options: str) -> Document:
+    def _decode(self, request: Request, kind: Kind, named: str) -> Document:
         body = self._body(request)
         content_type = request.headers.get("Content-Type") or media.JSON
         document, warnings = objects.decode_with_warnings(kind, body, content_type)
-        self._note_unknown(request, warnings, options)
+        self._note_unknown(request, warnings, named)
         return document
 
-    def _note_unknown(self, request: Request, warnings: list[str], options: str) -> None:
+    def _note_unknown(self, request: Request, warnings: list[str], named: str) -> None:
         """Do what fieldValidation asks for with fields that are unknown or given twice."""
-        if self._is_strict(request, options):
+        if self._is_strict(request, named):
             if warnings:
                 raise objects.strict_error(warnings)
         elif request.query_params.get("fieldValidation") != "Ignore":
@@ -380,10 +428,10 @@ class ObjectView(ApiView):
         """Send sentences along with the answer, each once: a change may be tried several times."""
         self.warnings += [text for text in sentences if text not in self.warnings]
 
-    def _is_strict(self, request: Request, options: str) -> bool:
+    def _is_strict(self, request: Request, named: str) -> bool:
         mode = request.query_params.get("fieldValidation", "") or "Warn"
         if mode not in ("Ignore", "Warn", "Strict"):
-            raise _bad_option("fieldValidation", mode, "NotSupported", options)
+            raise _bad_option("fieldValidation", mode, "NotSupported", named)
         return mode == "Strict"
 
     def _check_name(self, document: Document, target: Target) -> None:
@@ -399,10 +447,10 @@ class ObjectView(ApiView):
                 f"{given}, {target.namespace}"
             )
 
-    def _dry_run(self, request: Request, options: str, given: list[str] | None = None) -> bool:
+    def _dry_run(self, request: Request, named: str, given: list[str] | None = None) -> bool:
         values = request.query_params.getlist("dryRun") if "dryRun" in request.query_params else (given or [])
         if any(value != "All" for value in values):
-            raise _bad_option("dryRun", values, "NotSupported", options)
+            raise _bad_option("dryRun", values, "NotSupported", named)
         return bool(values)
 
     def _object(self, stored: store.Stored, accepted: media.Accepted, *, status: int = 200) -> HttpResponse:
@@ -421,7 +469,7 @@ class ObjectView(ApiView):
                 )
                 return _encoded(table, accepted, status=status)
             if accepted.as_kind == "PartialObjectMetadataList":
-                raise UnsupportedMediaType("one object is no list")
+                raise NotAcceptable("you requested PartialObjectMetadataList, but the requested object is not a list")
             return _encoded(tables.partial(document, version=accepted.version), accepted, status=status)
         return _text(stored.document, accepted, status=status)
 
@@ -430,25 +478,8 @@ def _is_kept(stored: store.Stored) -> bool:
     return '"deletionTimestamp"' in stored.document
 
 
-def _whole_number(text: str, name: str) -> int:
-    if not text:
-        return 0
-    try:
-        number = int(text)
-    except ValueError as err:
-        raise BadRequest(f'Invalid value: "{text}": {name} must be a whole number') from err
-    if number < 0:
-        raise BadRequest(f'Invalid value: "{text}": {name} must not be negative')
-    return number
-
-
-def _bad_option(field: str, value: Any, kind: str, options: str = "ListOptions") -> ApiError:
-    return Invalid(options_kind(options), "", [FieldError(kind, field, value)])
-
-
-def options_kind(name: str) -> Kind:
-    """The kind that errors about a request's own options name: ListOptions and the like."""
-    return Kind(media.META, "v1", name, name, name)
+def _bad_option(field: str, value: Any, kind: str, named: str) -> ApiError:
+    return options.about(named, [FieldError(kind, field, value)])
 
 
 def _invalid_delete(error: FieldError) -> ApiError:

@@ -1,14 +1,17 @@
 """Watches: the present state when asked for, then every change in commit order, none lost and none twice.
 
-Runs on the event loop outside Django's request handling, so that a thousand idle watches cost memory only.
+Runs on the event loop outside Django's request handling, so that a thousand idle watches cost memory only. What many
+watchers are told in the same form is decoded and encoded once.
 """
 
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,97 +19,60 @@ from services_app import changes, store
 from services_app.api import auth, feed, media
 from services_app.api.paths import Target
 from services_app.models import Change
-from services_app.spec import tables
-from services_app.spec.errors import ApiError, BadRequest, Expired, FieldError, Invalid, Unauthorized
+from services_app.spec import options, tables
+from services_app.spec.errors import ApiError, Expired, NotAcceptable, Unauthorized
 from services_app.spec.kinds import Kind
-from services_app.spec.selectors import FieldSelector, Selector, parse_field_selector, parse_label_selector
+from services_app.spec.selectors import FieldSelector
 
 Document = dict[str, Any]
 Send = Callable[[Document], Any]
 
 BOOKMARK_S = 30.0
-LONGEST_S = 3600.0
+BOOKMARK_BEFORE_END_S = 2.0
+SHORTEST_S = 1800.0  # of a watch whose client names no time; up to twice that, so that not all come again at once
+STALLED_S = 30.0  # how long after its time a stream that nobody reads is ended
+AT_ONCE = 500  # events sent as one piece
 INITIAL_EVENTS_END = "k8s.io/initial-events-end"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asks to watch. revision None: the present state first."""
+    """What a client asks to watch, and the form it accepts."""
 
-    kind: Kind
-    namespace: str | None
-    name: str
-    labels: Selector | None
-    fields: FieldSelector | None
-    revision: int | None
-    sends_initial: bool
-    bookmarks: bool
-    timeout_s: float
+    target: Target
+    options: options.ListOptions
     accepted: media.Accepted
 
+    @property
+    def kind(self) -> Kind:
+        return self.target.kind
+
+    @property
+    def sends_present(self) -> bool:
+        """Whether the present state comes first."""
+        if self.options.sends_initial is not None:
+            return self.options.sends_initial
+        return not self.options.version
+
     def selects(self, document: Document) -> bool:
+        """Whether an object of the kind is asked for."""
         metadata = document["metadata"]
-        if self.namespace is not None and metadata.get("namespace", "") != self.namespace:
+        labels, fields = self.options.labels, self.options.fields
+        if labels is not None and not labels.matches(metadata.get("labels") or {}):
             return False
-        if self.name and metadata["name"] != self.name:
-            return False
-        if self.labels is not None and not self.labels.matches(metadata.get("labels") or {}):
-            return False
-        return self.fields is None or self.fields.matches(document)
+        return fields is None or fields.matches(document)
 
 
 def parse(target: Target, query: str, accept: str) -> Request:
     """The request of a query string. Raises ApiError."""
-    options = {key: values[-1] for key, values in parse_qs(query, keep_blank_values=True).items()}
-    revision_text = options.get("resourceVersion", "")
-    initial_text = options.get("sendInitialEvents", "")
-    match = options.get("resourceVersionMatch", "")
-    if initial_text:
-        if match != "NotOlderThan":
-            raise _invalid_options(
-                "resourceVersionMatch", match, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
-            )
-        if options.get("allowWatchBookmarks", "") not in ("true", "1"):
-            raise _invalid_options("allowWatchBookmarks", False, "sendInitialEvents requires allowWatchBookmarks")
-    elif match:
-        raise _invalid_options(
-            "resourceVersionMatch",
-            match,
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        )
-    if revision_text and not revision_text.isdigit():
-        raise BadRequest(f'Invalid value: "{revision_text}": strconv.ParseUint: invalid syntax')
-    sends_initial = initial_text in ("true", "1")
-    revision = int(revision_text) if revision_text and revision_text != "0" else None
-    if sends_initial:
-        revision = None
-    labels, fields = options.get("labelSelector", ""), options.get("fieldSelector", "")
-    return Request(
-        kind=target.kind,
-        namespace=target.namespace,
-        name=target.name,
-        labels=parse_label_selector(labels) if labels else None,
-        fields=parse_field_selector(target.kind, fields) if fields else None,
-        revision=revision,
-        sends_initial=sends_initial,
-        bookmarks=options.get("allowWatchBookmarks", "") in ("true", "1"),
-        timeout_s=_timeout(options.get("timeoutSeconds", "")),
-        accepted=media.accept(accept),
-    )
-
-
-def _invalid_options(field: str, value: Any, detail: str) -> ApiError:
-    return Invalid(Kind(media.META, "v1", *3 * ("ListOptions",)), "", [FieldError("Forbidden", field, value, detail)])
-
-
-def _timeout(text: str) -> float:
-    if not text:
-        return LONGEST_S
-    try:
-        seconds = int(text)
-    except ValueError as err:
-        raise BadRequest(f'Invalid value: "{text}": timeoutSeconds must be a whole number') from err
-    return min(float(seconds), LONGEST_S) if seconds > 0 else LONGEST_S
+    accepted = media.accept(accept, streamed=True)
+    if accepted.as_kind == "PartialObjectMetadataList":
+        raise NotAcceptable("you requested PartialObjectMetadataList, but the requested object is not a list")
+    asked = options.read(target.kind, parse_qs(query, keep_blank_values=True), is_watch=True)
+    if target.name:
+        terms = asked.fields.terms if asked.fields is not None else ()
+        asked = replace(asked, fields=FieldSelector(target.kind, (*terms, ("metadata.name", "=", target.name))))
+    return Request(target, asked, accepted)
 
 
 async def serve(scope: Document, receive: Callable[[], Any], send: Send, target: Target) -> None:
@@ -115,7 +81,8 @@ async def serve(scope: Document, receive: Callable[[], Any], send: Send, target:
     try:
         await feed.in_database(_authorize, headers, target)
         request = parse(target, scope["query_string"].decode(), headers.get("accept", ""))
-        events = _events(request)
+        limit_s = float(request.options.timeout_s) or random.uniform(SHORTEST_S, 2 * SHORTEST_S)
+        events = _events(request, limit_s)
         first = await anext(events, None)
     except ApiError as err:
         await _answer(send, err)
@@ -129,14 +96,16 @@ async def serve(scope: Document, receive: Callable[[], Any], send: Send, target:
     )
     stream = asyncio.create_task(_stream(send, events, first))
     gone = asyncio.create_task(_until_disconnect(receive))
-    await asyncio.wait({stream, gone}, return_when=asyncio.FIRST_COMPLETED)
+    # A client that stalls holds back its own stream alone, and not for ever.
+    await asyncio.wait({stream, gone}, timeout=limit_s + STALLED_S, return_when=asyncio.FIRST_COMPLETED)
     for task in (stream, gone):
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, OSError):
             await task
     await events.aclose()
-    with contextlib.suppress(OSError, RuntimeError):
-        await send({"type": "http.response.body", "body": b""})
+    with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+        async with asyncio.timeout(1):
+            await send({"type": "http.response.body", "body": b""})
 
 
 async def _stream(send: Send, events: AsyncIterator[bytes], first: bytes | None) -> None:
@@ -171,65 +140,90 @@ def _authorize(headers: dict[str, str], target: Target) -> None:
         raise auth.refusal(user, "watch", target)
 
 
-async def _events(request: Request) -> AsyncGenerator[bytes, None]:
+async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, None]:
     """The lines of the stream; ends when time is up, or the listener was too slow.
 
     The first item is always there at once: b"" when nothing is to be told yet, so that errors come before headers.
+    A version the log no longer reaches back to is no such error: as in Kubernetes it is told inside the stream.
     """
-    ends_at = asyncio.get_running_loop().time() + request.timeout_s
+    clock = asyncio.get_running_loop().time
+    ends_at = clock() + limit_s
     spell = _Speller(request)
     initial: list[bytes] = []
-    after = request.revision
-    if after is None:
+    marks_end = False  # whether the end of the present state is still to be told
+    if request.sends_present:
         # The list, then the log from its revision: what the list holds already is told again by neither.
-        page = await feed.in_database(_list, request)
-        initial = [spell.event("ADDED", json.loads(text)) for text in page.documents]
-        after = page.revision
-        if request.sends_initial:
-            initial.append(spell.bookmark(after, initial_end=True))
-    elif after < await feed.in_database(changes.oldest):
-        raise Expired(f"too old resource version: {after}")
-    elif after == 0:
-        raise Expired("too old resource version")
-    backlog, queue = await feed.feed().join(after)
+        position, initial = await feed.in_database(_present, request, spell)
+        marks_end = request.options.bookmarks
+    else:
+        position = request.options.version or await feed.in_database(changes.head)
+        if position < await feed.in_database(changes.oldest):
+            yield spell.error(Expired(f"too old resource version: {position}"))
+            return
+    source = feed.feed()
+    listener = await source.join(position, request.kind.plural)
     try:
+        if marks_end and position >= (request.options.version or 0):
+            initial.append(spell.bookmark(position, initial_end=True))
+            marks_end = False
         yield b"".join(initial)
-        for change in backlog:
-            if line := spell.change(change):
-                yield line
-        position = max(after, backlog[-1].revision if backlog else 0)
-        bookmark_at = asyncio.get_running_loop().time() + BOOKMARK_S
-        while True:
-            now = asyncio.get_running_loop().time()
-            if now >= ends_at:
+        initial.clear()
+        async for part in source.backlog(listener):
+            yield spell.lines(part)
+        position = max(position, listener.upto)
+        bookmark_at = _next_bookmark(clock(), ends_at)
+        while (now := clock()) < ends_at:
+            news = await _news(listener.queue, min(ends_at, bookmark_at, now + 1.0 if marks_end else ends_at) - now)
+            fresh = [change for change in news if isinstance(change, Change) and change.revision > position]
+            if fresh:
+                position = fresh[-1].revision
+                yield spell.lines(fresh)
+            if any(isinstance(item, feed.Slow) for item in news):
                 return
-            try:
-                async with asyncio.timeout(max(min(ends_at, bookmark_at) - now, 0.001)):
-                    news = await queue.get()
-            except TimeoutError:
-                now = asyncio.get_running_loop().time()
-                if now >= bookmark_at:
-                    bookmark_at = now + BOOKMARK_S
-                    if request.bookmarks:
-                        yield spell.bookmark(position)
-                continue
-            if isinstance(news, feed.Slow):
+            if any(isinstance(item, feed.Cut) for item in news):
+                yield spell.error(Expired(f"too old resource version: {position}"))
                 return
-            if news.revision <= position:
-                continue
-            position = news.revision
-            if line := spell.change(news):
-                yield line
+            if listener.queue.empty():
+                position = max(position, source.head)  # nothing of this kind came in between
+            if marks_end and position >= (request.options.version or 0):
+                yield spell.bookmark(position, initial_end=True)
+                marks_end = False
+            elif request.options.bookmarks and clock() >= bookmark_at:
+                yield spell.bookmark(position)
+            if clock() >= bookmark_at:
+                bookmark_at = _next_bookmark(clock(), ends_at)
+    except changes.LogCut:
+        yield spell.error(Expired(f"too old resource version: {position}"))
     finally:
-        feed.feed().leave(queue)
+        source.leave(listener)
 
 
-def _list(request: Request) -> store.Page:
-    page = store.list(request.kind, request.namespace, labels=request.labels, fields=request.fields)
-    if request.name:
-        documents = [text for text in page.documents if json.loads(text)["metadata"]["name"] == request.name]
-        return store.Page(documents, page.revision)
-    return page
+def _next_bookmark(now: float, ends_at: float) -> float:
+    """When to tell how far the stream is: now and then, and shortly before it ends."""
+    last = ends_at - BOOKMARK_BEFORE_END_S
+    return min(now + BOOKMARK_S, last) if last > now else now + BOOKMARK_S
+
+
+async def _news(queue: asyncio.Queue[feed.News], timeout_s: float) -> list[feed.News]:
+    """What is in the queue, waiting for the first of it; empty when nothing came."""
+    if queue.empty():
+        try:
+            async with asyncio.timeout(max(timeout_s, 0.001)):
+                news = [await queue.get()]
+        except TimeoutError:
+            return []
+    else:
+        news = [queue.get_nowait()]
+    while not queue.empty() and len(news) < AT_ONCE:
+        news.append(queue.get_nowait())
+    return news
+
+
+def _present(request: Request, spell: "_Speller") -> tuple[int, list[bytes]]:
+    """The newest revision and the lines about the objects there are. Away from the event loop: there may be many."""
+    asked = request.options
+    page = store.list(request.kind, request.target.namespace, labels=asked.labels, fields=asked.fields)
+    return page.revision, [spell.event("ADDED", text) for text in page.documents]
 
 
 class _Speller:
@@ -238,62 +232,90 @@ class _Speller:
     def __init__(self, request: Request) -> None:
         self.request = request
         self._told_columns = False
+        asked = request.options
+        self._takes_all = asked.labels is None and asked.fields is None
 
-    def change(self, change: Change) -> bytes | None:
-        """The event a change is for this client; None when it is none of his."""
-        request = self.request
-        if change.kind != request.kind.plural:
+    def lines(self, found: Iterable[Change]) -> bytes:
+        """The events that changes are for this client; b"" when none of them is his."""
+        return b"".join(line for change in found if (line := self._change(change)))
+
+    def _change(self, change: Change) -> bytes | None:
+        namespace = self.request.target.namespace
+        if namespace is not None and change.namespace != namespace:
             return None
-        if request.namespace is not None and change.namespace != request.namespace:
-            return None
-        if request.labels is None and request.fields is None and not request.accepted.as_kind:
-            if request.name and change.name != request.name:
-                return None
-            return f'{{"type":"{change.verb}","object":{change.document}}}\n'.encode()
-        document = json.loads(change.document)
-        now = change.verb != "DELETED" and request.selects(document)
-        before = change.previous is not None and request.selects(json.loads(change.previous))
+        if self._takes_all:
+            return self.event(change.verb, change.document)
+        now = change.verb != "DELETED" and self.request.selects(_decoded(change.document))
+        before = change.previous is not None and self.request.selects(_decoded(change.previous))
         if now:
-            return self.event("MODIFIED" if before else "ADDED", document)
-        if before:
-            # It left the selection: for this client it is gone, in the state and version of this write.
-            if change.verb != "DELETED":
-                version = document["metadata"]["resourceVersion"]
-                document = json.loads(change.previous or "{}")
-                document["metadata"]["resourceVersion"] = version
-            return self.event("DELETED", document)
+            return self.event("MODIFIED" if before else "ADDED", change.document)
+        if before and change.verb == "DELETED":
+            return self.event("DELETED", change.document)
+        if before and change.previous is not None:
+            # It left the selection: for this client it is gone, in the state before and the version of this write.
+            return self.event("DELETED", _with_version(change.previous, change.revision))
         return None
 
-    def event(self, kind: str, document: Document) -> bytes:
-        return json.dumps({"type": kind, "object": self._shape(document)}, separators=(",", ":")).encode() + b"\n"
+    def event(self, verb: str, text: str) -> bytes:
+        """One line about an object. text: the object as it is stored."""
+        accepted = self.request.accepted
+        if accepted.as_kind != "Table":
+            return _line(verb, text, accepted)
+        tell_columns, self._told_columns = not self._told_columns, True
+        second = datetime.now(UTC).replace(microsecond=0)
+        return _row(verb, text, accepted, self.request.kind, tell_columns, second)
 
     def bookmark(self, revision: int, *, initial_end: bool = False) -> bytes:
+        """A line that says up to where everything was told."""
         metadata: Document = {"resourceVersion": str(revision)}
         if initial_end:
             metadata["annotations"] = {INITIAL_EVENTS_END: "true"}
-        kind = self.request.kind
+        kind, accepted = self.request.kind, self.request.accepted
         document = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata}
-        if self.request.accepted.as_kind == "Table":
-            columns, self._told_columns = not self._told_columns, True
-            document = tables.bookmark(kind, document, version=self.request.accepted.version, with_columns=columns)
-        elif self.request.accepted.as_kind:
-            document = tables.partial(document, version=self.request.accepted.version)
-        line = json.dumps({"type": "BOOKMARK", "object": document}, separators=(",", ":"))
-        return line.encode() + b"\n"
-
-    def _shape(self, document: Document) -> Document:
-        accepted = self.request.accepted
         if accepted.as_kind == "Table":
-            table = tables.table(
-                self.request.kind,
-                [document],
-                now=datetime.now(UTC),
-                version=accepted.version,
-                with_columns=not self._told_columns,
-                metadata={"resourceVersion": document["metadata"]["resourceVersion"]},
-            )
-            self._told_columns = True
-            return table
-        if accepted.as_kind:
-            return tables.partial(document, version=accepted.version)
-        return document
+            columns, self._told_columns = not self._told_columns, True
+            document = tables.bookmark(kind, document, version=accepted.version, with_columns=columns)
+        elif accepted.as_kind:
+            document = tables.partial(document, version=accepted.version)
+        return _encoded("BOOKMARK", document)
+
+    def error(self, error: ApiError) -> bytes:
+        """The last line of a stream that cannot go on."""
+        return _encoded("ERROR", error.status())
+
+
+# Shared by all watchers: the texts of one change are the same objects for each of them. Results are not to be changed.
+
+
+@lru_cache(maxsize=512)
+def _decoded(text: str) -> Document:
+    document: Document = json.loads(text)
+    return document
+
+
+@lru_cache(maxsize=512)
+def _with_version(text: str, revision: int) -> str:
+    document = json.loads(text)
+    document["metadata"]["resourceVersion"] = str(revision)
+    return changes.encode(document)
+
+
+@lru_cache(maxsize=1024)
+def _line(verb: str, text: str, accepted: media.Accepted) -> bytes:
+    if accepted.as_kind:
+        return _encoded(verb, tables.partial(_decoded(text), version=accepted.version))
+    return f'{{"type":"{verb}","object":{text}}}\n'.encode()
+
+
+@lru_cache(maxsize=512)
+def _row(verb: str, text: str, accepted: media.Accepted, kind: Kind, with_columns: bool, now: datetime) -> bytes:
+    document = _decoded(text)
+    metadata = {"resourceVersion": document["metadata"]["resourceVersion"]}
+    table = tables.table(
+        kind, [document], now=now, version=accepted.version, with_columns=with_columns, metadata=metadata
+    )
+    return _encoded(verb, table)
+
+
+def _encoded(verb: str, document: Document) -> bytes:
+    return json.dumps({"type": verb, "object": document}, separators=(",", ":")).encode() + b"\n"

@@ -5,12 +5,11 @@ Source: k8s v1.36 apimachinery/pkg/apis/meta/v1 (APIGroupList, APIResourceList),
 
 from typing import Any
 
-from services_app.spec.kinds import KINDS, Kind
+from services_app.spec.kinds import KINDS, SUBRESOURCES, Kind
 
 Document = dict[str, Any]
 
 AGGREGATED_GROUP = "apidiscovery.k8s.io"
-_SUBRESOURCES = {"status": ("get", "patch", "update")}  # subresource -> its verbs
 
 
 def groups() -> list[str]:
@@ -58,8 +57,8 @@ def resource_list(group: str, version: str) -> Document | None:
                     "name": f"{kind.plural}/{name}",
                     "singularName": "",
                     "namespaced": kind.namespaced,
-                    "kind": kind.kind,
-                    "verbs": list(_SUBRESOURCES[name]),
+                    "kind": SUBRESOURCES[name].kind or kind.kind,
+                    "verbs": list(SUBRESOURCES[name].verbs),
                 }
             )
     named = f"{group}/{version}" if group else version
@@ -126,8 +125,8 @@ def _aggregated_resource(kind: Kind) -> Document:
         made["subresources"] = [
             {
                 "subresource": name,
-                "responseKind": {"group": "", "version": "", "kind": kind.kind},
-                "verbs": list(_SUBRESOURCES[name]),
+                "responseKind": {"group": "", "version": "", "kind": SUBRESOURCES[name].kind or kind.kind},
+                "verbs": list(SUBRESOURCES[name].verbs),
             }
             for name in sorted(kind.subresources)
         ]

@@ -192,7 +192,7 @@ class NotAcceptable(ApiError):
     code, reason = 406, "NotAcceptable"
 
     def __init__(self, message: str, *, details: dict[str, Any] | None = None) -> None:
-        super().__init__(message, details={} if details is None else details)
+        super().__init__(message, details=details)
 
 
 class AlreadyExists(ApiError):
@@ -205,20 +205,28 @@ class AlreadyExists(ApiError):
 
 
 class Conflict(ApiError):
-    """The object is not as the request assumes."""
+    """The object is not as the request assumes. named: what the details call the resource, where not its plural."""
 
     code, reason = 409, "Conflict"
 
-    def __init__(self, kind: Kind, name: str, message: str) -> None:
-        super().__init__(
-            f'Operation cannot be fulfilled on {_resource(kind)} "{name}": {message}', details=_about(kind, name)
-        )
+    def __init__(self, kind: Kind, name: str, message: str, *, named: str = "") -> None:
+        named = named or kind.plural
+        resource = f"{named}.{kind.group}" if kind.group else named
+        details = _about(kind, name) | {"kind": named}
+        super().__init__(f'Operation cannot be fulfilled on {resource} "{name}": {message}', details=details)
 
 
 class Expired(ApiError):
-    """The asked version or continue token is older than the log reaches."""
+    """The asked version or continue token is older than the log reaches. metadata: of the Status, for how to go on."""
 
     code, reason = 410, "Expired"
+
+    def __init__(self, message: str, *, metadata: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.metadata = metadata or {}
+
+    def status(self) -> dict[str, Any]:
+        return super().status() | {"metadata": self.metadata}
 
 
 class RequestTooLarge(ApiError):

@@ -6,8 +6,26 @@ VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update
 
 
 @dataclass(frozen=True)
+class Subresource:
+    """What is served below an object. kind: of its bodies, "" for the object's own."""
+
+    verbs: tuple[str, ...]
+    kind: str = ""
+
+
+SUBRESOURCES = {
+    "binding": Subresource(("create",), "Binding"),
+    "finalize": Subresource(("update",)),
+    "status": Subresource(("get", "patch", "update")),
+}
+
+
+@dataclass(frozen=True)
 class Kind:
-    """A kind of API object. group is "" for the core group."""
+    """A kind of API object. group is "" for the core group.
+
+    put_creates: a PUT to a name that is free creates. unconditional_update: a PUT may leave out the resourceVersion.
+    """
 
     group: str
     version: str
@@ -19,6 +37,8 @@ class Kind:
     subresources: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = VERBS
+    put_creates: bool = False
+    unconditional_update: bool = True
 
     @property
     def api_version(self) -> str:
@@ -38,7 +58,7 @@ NAMESPACE = Kind(
     singular="namespace",
     short_names=("ns",),
     namespaced=False,
-    subresources=("status",),
+    subresources=("finalize", "status"),
     verbs=tuple(verb for verb in VERBS if verb != "deletecollection"),
 )
 SERVICE = Kind(
@@ -50,9 +70,16 @@ SERVICE = Kind(
     short_names=("svc",),
     subresources=("status",),
     categories=("all",),
+    put_creates=True,
 )
 ENDPOINTS = Kind(
-    group="", version="v1", kind="Endpoints", plural="endpoints", singular="endpoints", short_names=("ep",)
+    group="",
+    version="v1",
+    kind="Endpoints",
+    plural="endpoints",
+    singular="endpoints",
+    short_names=("ep",),
+    put_creates=True,
 )
 ENDPOINT_SLICE = Kind(
     group="discovery.k8s.io", version="v1", kind="EndpointSlice", plural="endpointslices", singular="endpointslice"
@@ -64,7 +91,7 @@ POD = Kind(
     plural="pods",
     singular="pod",
     short_names=("po",),
-    subresources=("status",),
+    subresources=("binding", "status"),
     categories=("all",),
 )
 NODE = Kind(
@@ -77,7 +104,11 @@ NODE = Kind(
     namespaced=False,
     subresources=("status",),
 )
-EVENT = Kind(group="", version="v1", kind="Event", plural="events", singular="event", short_names=("ev",))
+EVENT = Kind(
+    group="", version="v1", kind="Event", plural="events", singular="event", short_names=("ev",), put_creates=True
+)
+# The body of pods/binding; not stored
+BINDING = Kind(group="", version="v1", kind="Binding", plural="bindings", singular="binding", verbs=())
 
 KINDS: tuple[Kind, ...] = (NAMESPACE, SERVICE, ENDPOINTS, ENDPOINT_SLICE, POD, NODE, EVENT)
 

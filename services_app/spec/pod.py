@@ -161,6 +161,8 @@ def prepare_update(old: Document, new: Document, subresource: str) -> None:
         status.setdefault("phase", "Pending")
         _align_ips(status)
         return
+    if subresource == "binding":  # made by `bound`
+        return
     set_defaults(new)
     new["status"] = old["status"]
     if new["spec"] != old["spec"]:
@@ -177,6 +179,17 @@ def bound(pod: Document, node_name: str, now: datetime) -> Document:
     others = [c for c in done["status"].get("conditions") or [] if c.get("type") != "PodScheduled"]
     done["status"]["conditions"] = [*others, condition]
     return done
+
+
+def validate_binding(binding: Document) -> list[FieldError]:
+    """All that is wrong with what names a Pod's Node."""
+    target = binding.get("target") or {}
+    errors = []
+    if target.get("kind", "") not in ("", "Node"):
+        errors.append(not_supported("target.kind", target["kind"], ("Node", "<empty>")))
+    if not target.get("name"):
+        errors.append(required("target.name"))
+    return errors
 
 
 # --- validation

@@ -1,15 +1,16 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, lists, updates and deletes; `claims` gives out addresses and ports; `transaction` writes under
-the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `checks` and
+`objects` creates, gets, updates and deletes; `listing` lists; `claims` gives out addresses and ports; `transaction` writes
+under the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `checks` and
 `repair` look whether all of it holds; `bootstrap` makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap
 from services_app.store.checks import check_everything
+from services_app.store.listing import Page, too_large
+from services_app.store.listing import list_objects as list
 from services_app.store.objects import (
     Actor,
-    Page,
     Stored,
     cluster_settings,
     create,
@@ -18,7 +19,6 @@ from services_app.store.objects import (
     get,
     update,
 )
-from services_app.store.objects import list_objects as list
 from services_app.store.repair import repair
 from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed
 
@@ -39,5 +39,6 @@ __all__ = [
     "reap_pods",
     "repair",
     "settle_programmed",
+    "too_large",
     "update",
 ]

@@ -1,11 +1,10 @@
-"""Create, get, list, update and delete API objects: the one way in.
+"""Create, get, update and delete API objects: the one way in.
 
 A write: parse and judge first, without any lock; then one transaction with claims, counter row, derivation, log.
 """
 
 import json
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
@@ -17,18 +16,17 @@ from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import OperationalError, connection, transaction
-from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from services_app import changes, models
+from services_app import models
 from services_app.changes import encode
 from services_app.plan import kubelet
 from services_app.spec import kinds, objects
-from services_app.spec.errors import AlreadyExists, BadRequest, Conflict, Expired, Forbidden, Invalid, NotFound
+from services_app.spec.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, invalid
 from services_app.spec.kinds import Kind
-from services_app.spec.meta import timestamp
+from services_app.spec.meta import ordered, timestamp
+from services_app.spec.namespace import FINALIZER
 from services_app.spec.objects import ClusterSettings
-from services_app.spec.selectors import FieldSelector, Selector
 from services_app.store import claims
 from services_app.store.columns import deletion_deadline, model_of, node_addresses
 from services_app.store.transaction import Transaction, name_suffix
@@ -56,16 +54,6 @@ class Stored:
     document: str
     revision: int
     created: bool = False
-
-
-@dataclass(frozen=True)
-class Page:
-    """Part of a list, all of it as of `revision`. remaining: how many are left, None when unknown."""
-
-    documents: list[str]
-    revision: int
-    continue_token: str = ""
-    remaining: int | None = None
 
 
 class _DryRun(Exception):
@@ -97,79 +85,6 @@ def get(kind: Kind, namespace: str, name: str) -> Stored:
     if found is None:
         raise NotFound(kind, name)
     return Stored(*found)
-
-
-def list_objects(
-    kind: Kind,
-    namespace: str | None,
-    *,
-    labels: Selector | None = None,
-    fields: FieldSelector | None = None,
-    limit: int = 0,
-    continue_token: str = "",
-) -> Page:
-    """The objects of a kind, in byte order of namespace and name. namespace None: of all. Two or three queries.
-
-    limit 0: all of them. Raises BadRequest for a continue token this server did not give out, Expired when the log no
-    longer reaches back to the token's revision.
-    """
-    rows = model_of(kind).objects.order_by("namespace", "name")
-    if namespace is not None:
-        rows = rows.filter(namespace=namespace)
-    if labels is not None and (equal := _equalities(labels)):
-        rows = rows.filter(labels__contains=equal)
-    revision, after = _read_token(continue_token) if continue_token else (0, None)
-    # The counter first: an object read afterwards can only be newer than what is promised, and a watch from there
-    # tells it again.
-    head = changes.head()
-    if revision and revision < changes.oldest():
-        raise Expired("The provided continue parameter is too old to display a consistent list result.")
-    documents: list[str] = []
-    last: tuple[str, str] | None = None
-    more = False
-    rows_left = _behind(rows, after)
-    for item_namespace, item_name, item_labels, document in rows_left.values_list(
-        "namespace", "name", "labels", "document"
-    ).iterator(chunk_size=2000):
-        if labels is not None and not labels.matches(item_labels):
-            continue
-        if fields is not None and not fields.matches(json.loads(document)):
-            continue
-        if limit and len(documents) == limit:
-            more = True
-            break
-        documents.append(document)
-        last = (item_namespace, item_name)
-    if not more:
-        return Page(documents, revision or head)
-    remaining = _behind(rows, last).count() if labels is None and fields is None else None
-    return Page(documents, revision or head, _write_token(revision or head, last), remaining)
-
-
-def _behind(rows: QuerySet[Any], place: tuple[str, str] | None) -> QuerySet[Any]:
-    """The rows that come after a namespace and name in list order."""
-    if place is None:
-        return rows
-    namespace, name = place
-    return rows.filter(Q(namespace__gt=namespace) | Q(namespace=namespace, name__gt=name))
-
-
-def _equalities(selector: Selector) -> dict[str, str]:
-    """The part of a selector an index can answer; the rest is judged row by row."""
-    return {r.key: r.values[0] for r in selector.requirements if r.op in ("=", "==", "in") and len(r.values) == 1}
-
-
-def _write_token(revision: int, last: tuple[str, str] | None) -> str:
-    return urlsafe_b64encode(json.dumps({"v": "timonel/1", "rv": revision, "start": last}).encode()).decode()
-
-
-def _read_token(token: str) -> tuple[int, tuple[str, str]]:
-    try:
-        content = json.loads(urlsafe_b64decode(token.encode()))
-        namespace, name = content["start"]
-        return int(content["rv"]), (str(namespace), str(name))
-    except (ValueError, KeyError, TypeError) as err:
-        raise BadRequest("continue key is not valid: it was not given out by this server") from err
 
 
 def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False) -> Stored:
@@ -269,7 +184,7 @@ def update(
         current = get(kind, namespace, name)
         old = json.loads(current.document)
         wanted = change(deepcopy(old))
-        _check_identity(kind, name, old, wanted)
+        _check_version(kind, name, old, wanted)
         prepared = objects.prepare_update(kind, old, wanted, subresource=subresource, cluster=cluster)
         errors = objects.validate_update(kind, old, prepared, subresource=subresource, cluster=cluster)
         if errors:
@@ -284,20 +199,16 @@ def update(
     )
 
 
-def _check_identity(kind: Kind, name: str, old: Document, wanted: Document) -> None:
-    """Raise Conflict when `wanted` was made from another version, or another object of the same name."""
-    metadata = wanted.get("metadata") or {}
-    version = metadata.get("resourceVersion")
-    if version and version != old["metadata"]["resourceVersion"]:
+def _check_version(kind: Kind, name: str, old: Document, wanted: Document) -> None:
+    """Raise Conflict when `wanted` was made from another version. None, or 0 where that is allowed, is any version."""
+    version = (wanted.get("metadata") or {}).get("resourceVersion")
+    if version in (None, "", "0"):
+        if not kind.unconditional_update:
+            raise Invalid(kind, name, [invalid("metadata.resourceVersion", 0, "must be specified for an update")])
+        wanted["metadata"].pop("resourceVersion", None)
+    elif version != old["metadata"]["resourceVersion"]:
         raise Conflict(
             kind, name, "the object has been modified; please apply your changes to the latest version and try again"
-        )
-    uid = metadata.get("uid")
-    if uid and uid != old["metadata"]["uid"]:
-        raise Conflict(
-            kind,
-            name,
-            f"Precondition failed: UID in precondition: {uid}, UID in object meta: {old['metadata']['uid']}",
         )
 
 
@@ -322,7 +233,7 @@ def _update_once(
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
         if not model_of(kind).objects.filter(uid=uid, revision=current.revision).exists():
             raise _LostRace
-        if kind is kinds.POD and not subresource:
+        if kind is kinds.POD and subresource != "status":
             document = _as_kubelet(document, now)
         if dry_run:
             raise _DryRun(Stored(encode(document), current.revision))
@@ -351,9 +262,9 @@ def _reset_programmed(old: Document, new: Document, now: datetime) -> None:
 
 
 def _is_held(kind: Kind, document: Document) -> bool:
-    """Whether something still keeps a deleted object: finalizers, or a Pod's grace period."""
+    """Whether something still keeps a deleted object: finalizers, a Namespace's contents, or a Pod's grace period."""
     metadata = document["metadata"]
-    if metadata.get("finalizers") or (kind is kinds.NAMESPACE and document["spec"].get("finalizers")):
+    if metadata.get("finalizers") or kind is kinds.NAMESPACE:  # a Namespace goes when it is empty: finish_namespace
         return True
     return kind is kinds.POD and bool(metadata.get("deletionGracePeriodSeconds"))
 
@@ -371,8 +282,9 @@ def delete(
 ) -> Stored:
     """Delete an object and what was derived from it; returns its last state.
 
-    Objects with finalizers, Pods with a grace period (bound to a node) and Namespaces are marked first; `revision` is
-    then that of the mark. preconditions: uid, resourceVersion. propagation "Orphan" leaves derived objects behind.
+    Objects with finalizers, Pods and Namespaces are marked first; while something holds them, `revision` is that of the
+    mark. preconditions: uid, resourceVersion. propagation: "Orphan" leaves derived objects behind, without their owner;
+    "Foreground" removes them and tells by a mark that they go first; None follows the object's finalizers.
     Raises NotFound, Conflict, Forbidden for the namespaces every cluster has.
     """
     if kind is kinds.NAMESPACE and name in PERMANENT_NAMESPACES:
@@ -401,28 +313,67 @@ def _delete_once(
         current = get(kind, namespace, name)
         document = json.loads(current.document)
         metadata = document["metadata"]
-        for key, wanted in (preconditions or {}).items():
-            if wanted and wanted != metadata[key]:
-                raise Conflict(
-                    kind, name, f"Precondition failed: {key} in precondition: {wanted}, in object meta: {metadata[key]}"
-                )
+        _check_preconditions(kind, name, metadata, preconditions or {})
         if dry_run:
             raise _DryRun(current)
-        grace_s = _grace_period_s(kind, document, grace_period_s)
-        held = bool(metadata.get("finalizers")) or kind is kinds.NAMESPACE or grace_s > 0
-        if not held:
+        others = [mark for mark in metadata.get("finalizers") or () if mark not in COLLECTORS.values()]
+        propagation = propagation or _propagation_of(metadata)
+        collector = COLLECTORS.get(propagation or "") if kind is not kinds.NAMESPACE else None
+        if not others and not collector and kind not in (kinds.POD, kinds.NAMESPACE):
             return _remove(tx, kind, document, current.document, cluster_settings(), propagation)
+        grace_s = _grace_period_s(kind, document, grace_period_s)
         if metadata.get("deletionTimestamp") and grace_s >= metadata.get("deletionGracePeriodSeconds", 0):
             return current
-        metadata["deletionTimestamp"] = timestamp(deletion_deadline(now, grace_s))
-        metadata["deletionGracePeriodSeconds"] = grace_s
-        if kind is kinds.NAMESPACE:
-            document["status"] = {**(document.get("status") or {}), "phase": "Terminating"}
-            del metadata["deletionGracePeriodSeconds"]
-        text = tx.update(kind, document, current.document)
-        revision = tx.log.revision
+        _mark(kind, document, [*others, collector] if collector else others, deletion_deadline(now, grace_s), grace_s)
+        marked = Stored(tx.update(kind, document, current.document), tx.log.revision)
+        text = marked.document
+        if collector:
+            # What a garbage collector would do next; the mark told watchers of it.
+            _collect(tx, kind, document, propagation)
+            document["metadata"]["finalizers"] = others
+            if others:
+                tx.update(kind, document, text)
+            else:
+                del document["metadata"]["finalizers"]
+        if not others and kind is not kinds.NAMESPACE and not grace_s:
+            removed = _remove(tx, kind, document, text, cluster_settings(), propagation)
+            return marked if collector else removed
         tx.finish()
-    return Stored(text, revision)
+    return marked
+
+
+# Propagation policy -> the finalizer by which Kubernetes tells that dependents are seen to first
+COLLECTORS = {"Foreground": "foregroundDeletion", "Orphan": "orphan"}
+
+
+def _propagation_of(metadata: Document) -> str | None:
+    """The policy that an object's own finalizers ask for."""
+    asked = metadata.get("finalizers") or ()
+    return next((policy for policy, mark in COLLECTORS.items() if mark in asked), None)
+
+
+def _check_preconditions(kind: Kind, name: str, metadata: Document, wanted: dict[str, str]) -> None:
+    for key, word in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
+        if wanted.get(key) and wanted[key] != metadata[key]:
+            message = (
+                f"the {word} in the precondition ({wanted[key]}) does not match the {word} in record ({metadata[key]})"
+            )
+            raise Conflict(kind, name, message, named=kind.kind)
+
+
+def _mark(kind: Kind, document: Document, finalizers: list[str], deadline: datetime, grace_s: int) -> None:
+    """Note on an object that it goes, and what holds it until then."""
+    metadata = document["metadata"]
+    metadata["deletionTimestamp"] = timestamp(deadline)
+    if kind is kinds.NAMESPACE:
+        document["status"] = {**(document.get("status") or {}), "phase": "Terminating"}
+    else:
+        metadata["deletionGracePeriodSeconds"] = grace_s
+    if finalizers:
+        metadata["finalizers"] = finalizers
+    else:
+        metadata.pop("finalizers", None)
+    document["metadata"] = ordered(metadata)
 
 
 def _grace_period_s(kind: Kind, document: Document, asked: int | None) -> int:
@@ -448,22 +399,35 @@ def _remove(
         uid = UUID(document["metadata"]["uid"])
         claims.release(uid, document, None, cluster)
         models.EndpointGroup.objects.filter(service_id=uid).delete()
-        if propagation != "Orphan":
-            _remove_derived(tx, document)
+        _collect(tx, kind, document, propagation)
     text = tx.delete(kind, document, previous)
     revision = tx.log.revision
     tx.finish()
     return Stored(text, revision)
 
 
-def _remove_derived(tx: Transaction, service: Document) -> None:
-    metadata = service["metadata"]
+def _collect(tx: Transaction, kind: Kind, owner: Document, propagation: str | None) -> None:
+    """See to what was derived from an object: removed, or left behind without its owner when that is the policy."""
+    if kind is not kinds.SERVICE:
+        return
+    metadata = owner["metadata"]
     slices = models.EndpointSlice.objects.filter(namespace=metadata["namespace"], service_name=metadata["name"])
     for text in slices.order_by("name").values_list("document", flat=True):
         document = json.loads(text)
         owners = document["metadata"].get("ownerReferences") or ()
-        if any(owner.get("uid") == metadata["uid"] for owner in owners):
+        left = [reference for reference in owners if reference.get("uid") != metadata["uid"]]
+        if len(left) == len(owners):
+            continue
+        if propagation != "Orphan":
             tx.delete(kinds.ENDPOINT_SLICE, document, text)
+        elif left:
+            document["metadata"]["ownerReferences"] = left
+            tx.update(kinds.ENDPOINT_SLICE, document, text)
+        else:
+            del document["metadata"]["ownerReferences"]
+            tx.update(kinds.ENDPOINT_SLICE, document, text)
+    if propagation == "Orphan":
+        return
     rows = models.Endpoints.objects.filter(namespace=metadata["namespace"], name=metadata["name"])
     for text in rows.values_list("document", flat=True):
         # As in Kubernetes, Endpoints of a Service's name go with it, whoever wrote them.
@@ -495,6 +459,8 @@ def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
         current = get(kinds.NAMESPACE, "", name)
         document = json.loads(current.document)
         if document["status"].get("phase") != "Terminating" or document["metadata"].get("finalizers"):
+            return False
+        if any(finalizer != FINALIZER for finalizer in document["spec"].get("finalizers") or ()):
             return False
         if any(model_of(kind).objects.filter(namespace=name).exists() for kind in _CONTENT):
             return False
