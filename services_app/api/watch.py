@@ -169,7 +169,8 @@ async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, Non
         yield b"".join(initial)
         initial.clear()
         async for part in source.backlog(listener):
-            yield spell.lines(part)
+            if lines := spell.lines(part):
+                yield lines
         position = max(position, listener.upto)
         bookmark_at = _next_bookmark(clock(), ends_at)
         while (now := clock()) < ends_at:
@@ -177,7 +178,8 @@ async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, Non
             fresh = [change for change in news if isinstance(change, Change) and change.revision > position]
             if fresh:
                 position = fresh[-1].revision
-                yield spell.lines(fresh)
+                if lines := spell.lines(fresh):
+                    yield lines
             if any(isinstance(item, feed.Slow) for item in news):
                 return
             if any(isinstance(item, feed.Cut) for item in news):
