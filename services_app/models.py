@@ -143,6 +143,44 @@ class Event(ApiObject):
         ]
 
 
+class ConfigMap(ApiObject):
+    """A `v1` ConfigMap."""
+
+    class Meta(ApiObject.Meta):
+        verbose_name = "config map"
+
+
+class Secret(ApiObject):
+    """A `v1` Secret; its document is sealed (`store.forms`)."""
+
+    type = models.TextField(default="Opaque")
+
+
+class Lease(ApiObject):
+    """A `coordination.k8s.io/v1` Lease."""
+
+    holder = models.TextField(default="", blank=True)
+
+
+class Ingress(ApiObject):
+    """A `networking.k8s.io/v1` Ingress."""
+
+    class_name = models.TextField(default="", blank=True)
+
+    class Meta(ApiObject.Meta):
+        verbose_name_plural = "ingresses"
+
+
+class IngressClass(ApiObject):
+    """A `networking.k8s.io/v1` IngressClass."""
+
+    controller = models.TextField(default="")
+
+    class Meta(ApiObject.Meta):
+        verbose_name = "ingress class"
+        verbose_name_plural = "ingress classes"
+
+
 class Change(models.Model):
     """One write of one object: the watch's event, the pusher's list of what to send, the auditor's record."""
 

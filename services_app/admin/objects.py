@@ -143,7 +143,7 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if not may_save and (obj is None or not self.has_view_permission(request, obj)):
             raise PermissionDenied
         errors: list[str] = []
-        text = _as_yaml(obj.document) if obj is not None else self._template()
+        text = _as_yaml(store.shown_text(self.kind, obj.document)) if obj is not None else self._template()
         if request.method == "POST":
             if not may_save:
                 raise PermissionDenied
@@ -417,3 +417,46 @@ class EventAdmin(ApiObjectAdmin):
             return about
         where = {"namespace": obj.namespace} if kind.namespaced else {}
         return link(list_of(MODELS[kind.plural], name=obj.involved_name, **where), about)
+
+
+@admin.register(models.ConfigMap)
+class ConfigMapAdmin(ApiObjectAdmin):
+    """ConfigMaps."""
+
+    kind = kinds.CONFIG_MAP
+
+
+@admin.register(models.Secret)
+class SecretAdmin(ApiObjectAdmin):
+    """Secrets; opened for those who may change them."""
+
+    kind = kinds.SECRET
+    columns = ("type",)
+    list_filter = ("type",)
+
+
+@admin.register(models.Lease)
+class LeaseAdmin(ApiObjectAdmin):
+    """Leases."""
+
+    kind = kinds.LEASE
+    columns = ("holder",)
+    search_fields = ("=namespace", "name", "holder")
+
+
+@admin.register(models.Ingress)
+class IngressAdmin(ApiObjectAdmin):
+    """Ingresses."""
+
+    kind = kinds.INGRESS
+    columns = ("class_name",)
+
+
+@admin.register(models.IngressClass)
+class IngressClassAdmin(ApiObjectAdmin):
+    """IngressClasses."""
+
+    kind = kinds.INGRESS_CLASS
+    columns = ("controller",)
+    search_fields = ("name", "controller")
+    search_help_text = "A part of the name or of the controller."

@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from services_app import changes, store
-from services_app.api import auth, media
+from services_app.api import auth, media, reviews
 from services_app.api.paths import Target, parse
 from services_app.spec import endpoints, kinds, objects, options, patches, pod, protobuf, tables
 from services_app.spec.errors import (
@@ -37,6 +37,7 @@ from services_app.spec.kinds import Kind
 Document = dict[str, Any]
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
+COLLECTION_VERBS = {"GET": "list", "DELETE": "deletecollection"}
 VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -110,7 +111,9 @@ class ObjectView(ApiView):
         self.actor = store.Actor(request.user.get_username(), self.actor.request_id)
         verb = VERBS.get(request.method or "", "get")
         kind = self.target.kind
-        if not auth.may(request.user, verb, kind, self.target.namespace):
+        if (verb if self.target.name else COLLECTION_VERBS.get(request.method or "", verb)) not in kind.verbs:
+            raise MethodNotAllowed
+        if kind not in kinds.REVIEWS and not auth.may(request.user, verb, kind, self.target.namespace):
             raise auth.refusal(request.user, verb, self.target)
         if self.target.subresource and verb not in kinds.SUBRESOURCES[self.target.subresource].verbs:
             raise MethodNotAllowed
@@ -143,6 +146,8 @@ class ObjectView(ApiView):
         dry_run = self._dry_run(request, "CreateOptions")
         document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
+        if target.kind in kinds.REVIEWS:
+            return _encoded(reviews.answer(target.kind, document, request.user), accepted, status=201)
         return self._created(target, document, accepted, dry_run)
 
     def put(self, request: Request) -> HttpResponse:

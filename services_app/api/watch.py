@@ -196,6 +196,8 @@ async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, Non
                 bookmark_at = _next_bookmark(clock(), ends_at)
     except changes.LogCut:
         yield spell.error(Expired(f"too old resource version: {position}"))
+    except ApiError as err:  # a Secret that cannot be opened
+        yield spell.error(err)
     finally:
         source.leave(listener)
 
@@ -245,21 +247,23 @@ class _Speller:
         namespace = self.request.target.namespace
         if namespace is not None and change.namespace != namespace:
             return None
+        text = _shown(self.request.kind, change.document)
         if self._takes_all:
-            return self.event(change.verb, change.document)
-        now = change.verb != "DELETED" and self.request.selects(_decoded(change.document))
-        before = change.previous is not None and self.request.selects(_decoded(change.previous))
+            return self.event(change.verb, text)
+        previous = _shown(self.request.kind, change.previous) if change.previous is not None else None
+        now = change.verb != "DELETED" and self.request.selects(_decoded(text))
+        before = previous is not None and self.request.selects(_decoded(previous))
         if now:
-            return self.event("MODIFIED" if before else "ADDED", change.document)
+            return self.event("MODIFIED" if before else "ADDED", text)
         if before and change.verb == "DELETED":
-            return self.event("DELETED", change.document)
-        if before and change.previous is not None:
+            return self.event("DELETED", text)
+        if before and previous is not None:
             # It left the selection: for this client it is gone, in the state before and the version of this write.
-            return self.event("DELETED", _with_version(change.previous, change.revision))
+            return self.event("DELETED", _with_version(previous, change.revision))
         return None
 
     def event(self, verb: str, text: str) -> bytes:
-        """One line about an object. text: the object as it is stored."""
+        """One line about an object. text: the object as it is handed out."""
         accepted = self.request.accepted
         if accepted.as_kind != "Table":
             return _line(verb, text, accepted)
@@ -287,6 +291,11 @@ class _Speller:
 
 
 # Shared by all watchers: the texts of one change are the same objects for each of them. Results are not to be changed.
+
+
+@lru_cache(maxsize=512)
+def _shown(kind: Kind, text: str) -> str:
+    return store.shown_text(kind, text)
 
 
 @lru_cache(maxsize=512)

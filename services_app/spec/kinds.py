@@ -107,10 +107,78 @@ NODE = Kind(
 EVENT = Kind(
     group="", version="v1", kind="Event", plural="events", singular="event", short_names=("ev",), put_creates=True
 )
+# The same objects as EVENT, in the form of the newer group
+EVENTS_EVENT = Kind(
+    group="events.k8s.io",
+    version="v1",
+    kind="Event",
+    plural="events",
+    singular="event",
+    short_names=("ev",),
+    put_creates=True,
+)
+CONFIG_MAP = Kind(
+    group="", version="v1", kind="ConfigMap", plural="configmaps", singular="configmap", short_names=("cm",)
+)
+SECRET = Kind(group="", version="v1", kind="Secret", plural="secrets", singular="secret")
+LEASE = Kind(
+    group="coordination.k8s.io",
+    version="v1",
+    kind="Lease",
+    plural="leases",
+    singular="lease",
+    put_creates=True,
+    unconditional_update=False,
+)
+INGRESS = Kind(
+    group="networking.k8s.io",
+    version="v1",
+    kind="Ingress",
+    plural="ingresses",
+    singular="ingress",
+    short_names=("ing",),
+    subresources=("status",),
+)
+INGRESS_CLASS = Kind(
+    group="networking.k8s.io",
+    version="v1",
+    kind="IngressClass",
+    plural="ingressclasses",
+    singular="ingressclass",
+    namespaced=False,
+)
+
+
+def _review(group: str, kind: str) -> Kind:
+    """A question about the one who asks: answered, not stored."""
+    name = kind.lower()
+    return Kind(group, "v1", kind, f"{name}s", name, namespaced=False, verbs=("create",))
+
+
+SELF_SUBJECT_REVIEW = _review("authentication.k8s.io", "SelfSubjectReview")
+SELF_SUBJECT_ACCESS_REVIEW = _review("authorization.k8s.io", "SelfSubjectAccessReview")
+SELF_SUBJECT_RULES_REVIEW = _review("authorization.k8s.io", "SelfSubjectRulesReview")
+REVIEWS = (SELF_SUBJECT_REVIEW, SELF_SUBJECT_ACCESS_REVIEW, SELF_SUBJECT_RULES_REVIEW)
+
 # The body of pods/binding; not stored
 BINDING = Kind(group="", version="v1", kind="Binding", plural="bindings", singular="binding", verbs=())
 
-KINDS: tuple[Kind, ...] = (NAMESPACE, SERVICE, ENDPOINTS, ENDPOINT_SLICE, POD, NODE, EVENT)
+STORED: tuple[Kind, ...] = (
+    NAMESPACE,
+    SERVICE,
+    ENDPOINTS,
+    ENDPOINT_SLICE,
+    POD,
+    NODE,
+    EVENT,
+    EVENTS_EVENT,
+    CONFIG_MAP,
+    SECRET,
+    LEASE,
+    INGRESS,
+    INGRESS_CLASS,
+)
+KINDS: tuple[Kind, ...] = (*STORED, *REVIEWS)
 
 _BY_RESOURCE = {(kind.group, kind.version, kind.plural): kind for kind in KINDS}
 _BY_KIND = {(kind.api_version, kind.kind): kind for kind in KINDS}
@@ -119,6 +187,11 @@ _BY_KIND = {(kind.api_version, kind.kind): kind for kind in KINDS}
 def by_resource(group: str, version: str, plural: str) -> Kind | None:
     """The kind served at a path, None when there is none."""
     return _BY_RESOURCE.get((group, version, plural))
+
+
+def by_group_resource(group: str, plural: str) -> Kind | None:
+    """The kind of a resource in whichever version, None when there is none."""
+    return next((kind for kind in KINDS if (kind.group, kind.plural) == (group, plural)), None)
 
 
 def by_kind(api_version: str, kind: str) -> Kind | None:

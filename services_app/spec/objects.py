@@ -10,10 +10,38 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from services_app.spec import endpoints, endpointslice, event, meta, namespace, node, pod, service
+from services_app.spec import (
+    configmap,
+    endpoints,
+    endpointslice,
+    event,
+    ingress,
+    lease,
+    meta,
+    namespace,
+    node,
+    pod,
+    secret,
+    service,
+)
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError
-from services_app.spec.kinds import ENDPOINT_SLICE, ENDPOINTS, EVENT, NAMESPACE, NODE, POD, SERVICE, Kind
+from services_app.spec.kinds import (
+    CONFIG_MAP,
+    ENDPOINT_SLICE,
+    ENDPOINTS,
+    EVENT,
+    EVENTS_EVENT,
+    INGRESS,
+    INGRESS_CLASS,
+    LEASE,
+    NAMESPACE,
+    NODE,
+    POD,
+    SECRET,
+    SERVICE,
+    Kind,
+)
 from services_app.spec.names import parse_network
 from services_app.spec.wire import decode, decode_with_warnings, shaped, strict_error
 
@@ -103,6 +131,42 @@ STRATEGIES: dict[Kind, Strategy] = {
         lambda old, new, subresource, cluster: None,
         lambda new, cluster: event.validate_create(new),
         lambda old, new, subresource, cluster: event.validate_update(old, new),
+    ),
+    EVENTS_EVENT: Strategy(
+        lambda new, cluster: None,
+        lambda old, new, subresource, cluster: None,
+        lambda new, cluster: event.validate_create_strictly(new),
+        lambda old, new, subresource, cluster: event.validate_update_strictly(old, new),
+    ),
+    CONFIG_MAP: Strategy(
+        lambda new, cluster: None,
+        lambda old, new, subresource, cluster: None,
+        lambda new, cluster: configmap.validate_create(new),
+        lambda old, new, subresource, cluster: configmap.validate_update(old, new),
+    ),
+    SECRET: Strategy(
+        lambda new, cluster: secret.prepare(new),
+        lambda old, new, subresource, cluster: secret.prepare(new),
+        lambda new, cluster: secret.validate_create(new),
+        lambda old, new, subresource, cluster: secret.validate_update(old, new),
+    ),
+    LEASE: Strategy(
+        lambda new, cluster: lease.prepare(new),
+        lambda old, new, subresource, cluster: lease.prepare(new),
+        lambda new, cluster: lease.validate_create(new),
+        lambda old, new, subresource, cluster: lease.validate_update(old, new),
+    ),
+    INGRESS: Strategy(
+        lambda new, cluster: ingress.prepare_create(new),
+        lambda old, new, subresource, cluster: ingress.prepare_update(old, new, subresource),
+        lambda new, cluster: ingress.validate_create(new),
+        lambda old, new, subresource, cluster: ingress.validate_update(old, new, subresource),
+    ),
+    INGRESS_CLASS: Strategy(
+        lambda new, cluster: ingress.prepare_class_create(new),
+        lambda old, new, subresource, cluster: ingress.prepare_class_update(old, new),
+        lambda new, cluster: ingress.validate_class_create(new),
+        lambda old, new, subresource, cluster: ingress.validate_class_update(old, new),
     ),
 }
 

@@ -16,10 +16,49 @@ from services_app.spec.kinds import KINDS, Kind
 Document = dict[str, Any]
 
 _META = frozenset(
-    {"Condition", "DeleteOptions", "LabelSelector", "LabelSelectorRequirement", "ListMeta", "ManagedFieldsEntry"}
+    {
+        "Condition",
+        "DeleteOptions",
+        "FieldSelectorRequirement",
+        "LabelSelector",
+        "LabelSelectorRequirement",
+        "ListMeta",
+        "ManagedFieldsEntry",
+    }
     | {"ObjectMeta", "OwnerReference", "Preconditions", "ShardInfo", "Status", "StatusCause", "StatusDetails"}
 )
-_DISCOVERY = frozenset({"DiscoveryEndpointPort", "EndpointSlice", "Endpoint", "EndpointConditions", "EndpointHints"})
+# type -> the package it is in, where that is not core; Ingress… is all of networking
+_PACKAGES = {
+    "DiscoveryEndpointPort": "discovery",
+    "EndpointConditions": "discovery",
+    "EndpointHints": "discovery",
+    "EndpointSlice": "discovery",
+    "EventsEvent": "events",
+    "EventsEventSeries": "events",
+    "FieldSelectorAttributes": "authorization",
+    "LabelSelectorAttributes": "authorization",
+    "NonResourceAttributes": "authorization",
+    "NonResourceRule": "authorization",
+    "ResourceAttributes": "authorization",
+    "ResourceRule": "authorization",
+    "SelfSubjectAccessReview": "authorization",
+    "SelfSubjectAccessReviewSpec": "authorization",
+    "SelfSubjectReview": "authentication",
+    "SelfSubjectReviewStatus": "authentication",
+    "SelfSubjectRulesReview": "authorization",
+    "SelfSubjectRulesReviewSpec": "authorization",
+    "SubjectAccessReviewStatus": "authorization",
+    "SubjectRulesReviewStatus": "authorization",
+    "Endpoint": "discovery",
+    "ForNode": "discovery",
+    "ForZone": "discovery",
+    "HTTPIngressPath": "networking",
+    "HTTPIngressRuleValue": "networking",
+    "Lease": "coordination",
+    "LeaseSpec": "coordination",
+    "ServiceBackendPort": "networking",
+    "UserInfo": "authentication",
+}
 _SCALARS: dict[str, Document] = {
     "string": {"type": "string"},
     "int32": {"type": "integer", "format": "int32"},
@@ -29,6 +68,7 @@ _SCALARS: dict[str, Document] = {
     "time": {"type": "string", "format": "date-time"},
     "microtime": {"type": "string", "format": "date-time"},
     "quantity": {"type": "string"},
+    "bytes": {"type": "string", "format": "byte"},
     "any": {"type": "object"},
 }
 _PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json")
@@ -40,9 +80,8 @@ def definition_name(type_name: str) -> str:
     """The name of a type in both documents, as Kubernetes has it."""
     if type_name in _META:
         return f"io.k8s.apimachinery.pkg.apis.meta.v1.{type_name}"
-    if type_name in _DISCOVERY:
-        return f"io.k8s.api.discovery.v1.{type_name.removeprefix('Discovery')}"
-    return f"io.k8s.api.core.v1.{type_name}"
+    package = "networking" if type_name.startswith("Ingress") else _PACKAGES.get(type_name, "core")
+    return f"io.k8s.api.{package}.v1.{type_name.removeprefix('Discovery').removeprefix('Events')}"
 
 
 # --- schemas
@@ -58,7 +97,8 @@ def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
         if name in made:
             continue
         made[name] = _schema(type_name, version)
-        waiting += [field.element for field in schema.fields(type_name).values() if field.element not in schema.SCALARS]
+        used = {field.innermost for field in schema.fields(type_name).values()}
+        waiting += sorted(used - schema.SCALARS)
     for kind in kinds:
         marks = {"group": kind.group, "kind": kind.kind, "version": kind.version}
         definition = made[definition_name(schema.root(kind))]
@@ -68,6 +108,8 @@ def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
             "kind": {"type": "string"},
             **definition["properties"],
         }
+        if "list" not in kind.verbs:
+            continue
         made[definition_name(schema.root(kind)) + "List"] = {
             "type": "object",
             "required": ["items"],
@@ -111,6 +153,8 @@ def _property(field: schema.Field, version: int) -> Document:
 
 
 def _type(type_name: str, version: int) -> Document:
+    if type_name.startswith("[]"):
+        return {"type": "array", "items": _type(type_name[2:], version)}
     if type_name == "intstr":
         if version == 3:
             return {"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}
@@ -135,6 +179,9 @@ def _paths(kinds: tuple[Kind, ...]) -> Iterator[tuple[str, Kind, dict[str, str]]
     for kind in kinds:
         root = f"/apis/{kind.group}/{kind.version}" if kind.group else f"/api/{kind.version}"
         own = f"{root}/namespaces/{{namespace}}/{kind.plural}" if kind.namespaced else f"{root}/{kind.plural}"
+        if "list" not in kind.verbs:
+            yield own, kind, {"post": "post"}
+            continue
         if kind.namespaced:
             yield f"{root}/{kind.plural}", kind, {"get": "list"}
         collection = {"get": "list", "post": "post"}

@@ -4,11 +4,12 @@ Read only: answers are JSON, which every such client accepts. A body is the byte
 message around the object's own. Field numbers: k8s v1.36 staging/src/k8s.io/{api,apimachinery}/**/generated.proto.
 """
 
+from base64 import b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from services_app.spec import schema
+from services_app.spec import kinds, schema
 from services_app.spec.errors import BadRequest, UnsupportedMediaType
 
 Document = dict[str, Any]
@@ -21,6 +22,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _NUMBERS = {
     "Condition": "type status observedGeneration lastTransitionTime reason message",
     "ClientIPConfig": "timeoutSeconds",
+    "ConfigMap": "metadata data binaryData immutable",
     "DeleteOptions": "gracePeriodSeconds preconditions orphanDependents propagationPolicy dryRun",
     "DiscoveryEndpointPort": "name protocol port appProtocol",
     "Endpoint": "addresses conditions hostname targetRef deprecatedTopology nodeName zone hints",
@@ -35,21 +37,54 @@ _NUMBERS = {
     "action related reportingComponent reportingInstance",
     "EventSeries": "count lastObservedTime",
     "EventSource": "component host",
+    "EventsEvent": "metadata eventTime series reportingController reportingInstance action reason regarding related note "
+    "type deprecatedSource deprecatedFirstTimestamp deprecatedLastTimestamp deprecatedCount",
+    "EventsEventSeries": "count lastObservedTime",
+    "FieldSelectorAttributes": "rawSelector requirements",
+    "FieldSelectorRequirement": "key operator values",
     "ForNode": "name",
     "ForZone": "name",
+    "HTTPIngressPath": "path backend pathType",
+    "HTTPIngressRuleValue": "paths",
+    "Ingress": "metadata spec status",
+    "IngressBackend": "- - resource service",
+    "IngressClass": "metadata spec",
+    "IngressClassParametersReference": "apiGroup kind name scope namespace",
+    "IngressClassSpec": "controller parameters",
+    "IngressLoadBalancerIngress": "ip hostname - ports",
+    "IngressLoadBalancerStatus": "ingress",
+    "IngressPortStatus": "port protocol error",
+    "IngressRule": "host http",
+    "IngressServiceBackend": "name port",
+    "IngressSpec": "defaultBackend tls rules ingressClassName",
+    "IngressStatus": "loadBalancer",
+    "IngressTLS": "hosts secretName",
+    "LabelSelectorAttributes": "rawSelector requirements",
+    "LabelSelectorRequirement": "key operator values",
+    "Lease": "metadata spec",
+    "LeaseSpec": "holderIdentity leaseDurationSeconds acquireTime renewTime leaseTransitions strategy preferredHolder",
     "LoadBalancerIngress": "ip hostname ipMode ports",
     "LoadBalancerStatus": "ingress",
     "Namespace": "metadata spec status",
     "NamespaceCondition": "type status - lastTransitionTime reason message",
     "NamespaceSpec": "finalizers",
     "NamespaceStatus": "phase conditions",
+    "NonResourceAttributes": "path verb",
     "ObjectMeta": "name generateName namespace selfLink uid resourceVersion generation creationTimestamp "
     "deletionTimestamp deletionGracePeriodSeconds labels annotations ownerReferences finalizers",
     "ObjectReference": "kind namespace name uid apiVersion resourceVersion fieldPath",
     "OwnerReference": "kind - name uid apiVersion controller blockOwnerDeletion",
     "PortStatus": "port protocol error",
     "Preconditions": "uid resourceVersion",
+    "ResourceAttributes": "namespace verb group version resource subresource name fieldSelector labelSelector",
+    "Secret": "metadata data type stringData immutable",
+    "SelfSubjectAccessReview": "metadata spec status",
+    "SelfSubjectAccessReviewSpec": "resourceAttributes nonResourceAttributes",
+    "SelfSubjectReview": "metadata status",
+    "SelfSubjectRulesReview": "metadata spec status",
+    "SelfSubjectRulesReviewSpec": "namespace",
     "Service": "metadata spec status",
+    "ServiceBackendPort": "name number",
     "ServicePort": "name protocol port targetPort nodePort appProtocol",
     "ServiceSpec": "ports selector clusterIP type externalIPs - sessionAffinity loadBalancerIP "
     "loadBalancerSourceRanges externalName externalTrafficPolicy healthCheckNodePort publishNotReadyAddresses "
@@ -57,6 +92,7 @@ _NUMBERS = {
     "internalTrafficPolicy trafficDistribution",
     "ServiceStatus": "loadBalancer conditions",
     "SessionAffinityConfig": "clientIP",
+    "TypedLocalObjectReference": "apiGroup kind name",
 }
 
 
@@ -71,9 +107,11 @@ def decode(body: bytes) -> Document:
         envelope = dict(_fields(body[len(_MAGIC) :]))
         about = dict(_fields(envelope.get(1, b"")))
         api_version, kind = about.get(1, b"").decode(), about.get(2, b"").decode()
-        if kind not in _NUMBERS:
+        served = kinds.by_kind(api_version, kind)
+        type_name = schema.root(served) if served is not None else kind
+        if type_name not in _NUMBERS:
             raise UnsupportedMediaType(f"{kind} is accepted as application/json and application/yaml only")
-        return {"apiVersion": api_version, "kind": kind, **_message(envelope.get(2, b""), kind)}
+        return {"apiVersion": api_version, "kind": kind, **_message(envelope.get(2, b""), type_name)}
     except (ValueError, IndexError, AttributeError, TypeError, OverflowError, RecursionError) as err:
         raise BadRequest(f"cannot read the protobuf message: {err}") from err
 
@@ -83,6 +121,8 @@ def _message(body: bytes, type_name: str) -> Document:
     known = schema.fields(type_name)
     made: Document = {}
     for number, raw in _fields(body):
+        if (type_name, number) == ("IngressRule", 2):
+            raw = dict(_fields(raw)).get(1, b"")  # an IngressRuleValue, which JSON does not show
         name = names[number - 1] if number <= len(names) else "-"
         if name not in known:
             continue
@@ -109,6 +149,8 @@ def _value(raw: Any, type_name: str) -> Any:
         return _time(dict(_fields(raw)), precise=type_name == "microtime")
     if type_name == "string":
         return _text(raw)
+    if type_name == "bytes":
+        return b64encode(raw).decode()
     return _message(raw, type_name)
 
 

@@ -1,9 +1,10 @@
 """Which fields each type of the API has, as data: for decoding, patches and OpenAPI. No rules about values.
 
 `schema.json` holds type -> field -> type name, written by tests/spec/make_schema.py. Type names: "string", "int32",
-"int64", "bool", "float", "time", "microtime", "quantity", "intstr", "any", "[]T" a list, "{}T" a map from strings,
-otherwise the name of another type. What the tables behind that file do not tell stands here.
-Source of the tables below: k8s v1.36 staging/src/k8s.io/api (core/v1, discovery/v1), apimachinery/pkg/apis/meta/v1.
+"int64", "bool", "float", "time", "microtime", "quantity", "intstr", "bytes" (base64 text), "any", "[]T" a list, "{}T" a
+map from strings, otherwise the name of another type. What the tables behind that file do not tell stands here.
+Source of the tables below: k8s v1.36 staging/src/k8s.io/api (core, discovery, events, coordination,
+networking, authentication and authorization v1), apimachinery/pkg/apis/meta/v1.
 """
 
 import json
@@ -15,7 +16,9 @@ from typing import Any
 
 from services_app.spec.kinds import Kind
 
-SCALARS = frozenset({"string", "int32", "int64", "bool", "float", "time", "microtime", "quantity", "intstr", "any"})
+SCALARS = frozenset(
+    {"string", "int32", "int64", "bool", "float", "time", "microtime", "quantity", "intstr", "bytes", "any"}
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Field:
         """The type of a list's or map's elements, or of the field itself."""
         return self.type[2:] if self.is_list or self.is_map else self.type
 
+    @property
+    def innermost(self) -> str:
+        """The type within all lists and maps."""
+        return self.type.replace("[]", "").replace("{}", "")
+
 
 # Fields whose zero value means something, so that it is kept.
 _POINTERS = {
@@ -56,6 +64,7 @@ _POINTERS = {
     "AzureDiskVolumeSource": "cachingMode fsType kind readOnly",
     "CSIVolumeSource": "fsType readOnly",
     "ClientIPConfig": "timeoutSeconds",
+    "ConfigMap": "immutable",
     "ConfigMapEnvSource": "optional",
     "ConfigMapKeySelector": "optional",
     "ConfigMapProjection": "optional",
@@ -75,7 +84,13 @@ _POINTERS = {
     "GRPCAction": "service",
     "HostPathVolumeSource": "type",
     "ISCSIVolumeSource": "initiatorName",
+    "IngressClassParametersReference": "apiGroup namespace scope",
+    "IngressPortStatus": "error",
+    "IngressSpec": "ingressClassName",
     "KeyToPath": "mode",
+    "LeaseSpec": (
+        "acquireTime holderIdentity leaseDurationSeconds leaseTransitions preferredHolder renewTime strategy"
+    ),
     "Lifecycle": "stopSignal",
     "LoadBalancerIngress": "ipMode",
     "NodeSwapStatus": "capacity",
@@ -98,6 +113,7 @@ _POINTERS = {
     "Probe": "terminationGracePeriodSeconds",
     "ProjectedVolumeSource": "defaultMode",
     "SeccompProfile": "localhostProfile",
+    "Secret": "immutable",
     "SecretEnvSource": "optional",
     "SecretKeySelector": "optional",
     "SecretProjection": "optional",
@@ -127,6 +143,11 @@ _ALWAYS = {
     "Endpoints": "metadata",
     "EphemeralContainer": "resources",
     "Event": "eventTime firstTimestamp lastTimestamp reportingComponent reportingInstance source",
+    "EventsEvent": "deprecatedFirstTimestamp deprecatedLastTimestamp deprecatedSource metadata regarding",
+    "Ingress": "metadata spec status",
+    "IngressServiceBackend": "port",
+    "IngressStatus": "loadBalancer",
+    "Lease": "metadata spec",
     "Namespace": "metadata spec status",
     "Node": "metadata spec status",
     "NodeCondition": "lastHeartbeatTime lastTransitionTime",
@@ -134,6 +155,7 @@ _ALWAYS = {
     "NodeStatus": "daemonEndpoints nodeInfo",
     "Pod": "metadata spec status",
     "PodCondition": "lastProbeTime lastTransitionTime",
+    "SelfSubjectReviewStatus": "userInfo",
     "Service": "metadata spec status",
     "ServicePort": "targetPort",
     "ServiceStatus": "loadBalancer",
@@ -226,12 +248,12 @@ def fields(type_name: str) -> MappingProxyType[str, Field]:
 
 def root(kind: Kind) -> str:
     """The type of a kind's documents."""
-    return kind.kind
+    return "EventsEvent" if (kind.group, kind.kind) == ("events.k8s.io", "Event") else kind.kind
 
 
 def zero(type_name: str) -> Any:
     """What an empty field of a type is written as: None for lists, maps and times."""
-    if type_name in ("string", "quantity"):
+    if type_name in ("string", "quantity", "bytes"):
         return ""
     if type_name in ("int32", "int64", "float", "intstr"):
         return 0

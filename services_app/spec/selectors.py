@@ -11,7 +11,7 @@ from typing import Any
 
 from services_app.spec import names
 from services_app.spec.errors import BadRequest
-from services_app.spec.kinds import EVENT, NAMESPACE, NODE, POD, SERVICE, Kind
+from services_app.spec.kinds import EVENT, EVENTS_EVENT, NAMESPACE, NODE, POD, SECRET, SERVICE, Kind
 
 Labels = Mapping[str, str]
 
@@ -200,9 +200,9 @@ def _value_list(lexer: _Lexer) -> tuple[str, ...]:
 
 # field -> path in the document; what is not listed here cannot be selected by
 _COMMON = {"metadata.name": ("metadata", "name"), "metadata.namespace": ("metadata", "namespace")}
-_FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
-    SERVICE.kind: {"spec.clusterIP": ("spec", "clusterIP"), "spec.type": ("spec", "type")},
-    POD.kind: {
+_FIELDS: dict[Kind, dict[str, tuple[str, ...]]] = {
+    SERVICE: {"spec.clusterIP": ("spec", "clusterIP"), "spec.type": ("spec", "type")},
+    POD: {
         "spec.nodeName": ("spec", "nodeName"),
         "spec.restartPolicy": ("spec", "restartPolicy"),
         "spec.schedulerName": ("spec", "schedulerName"),
@@ -212,9 +212,9 @@ _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "status.podIP": ("status", "podIP"),
         "status.nominatedNodeName": ("status", "nominatedNodeName"),
     },
-    NODE.kind: {"spec.unschedulable": ("spec", "unschedulable")},
-    NAMESPACE.kind: {"status.phase": ("status", "phase")},
-    EVENT.kind: {
+    NODE: {"spec.unschedulable": ("spec", "unschedulable")},
+    NAMESPACE: {"status.phase": ("status", "phase")},
+    EVENT: {
         "involvedObject.kind": ("involvedObject", "kind"),
         "involvedObject.namespace": ("involvedObject", "namespace"),
         "involvedObject.name": ("involvedObject", "name"),
@@ -227,6 +227,16 @@ _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
         "source": ("source", "component"),
         "type": ("type",),
     },
+    EVENTS_EVENT: {
+        **{
+            f"regarding.{key}": ("regarding", key)
+            for key in ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")
+        },
+        "reason": ("reason",),
+        "reportingController": ("reportingController",),
+        "type": ("type",),
+    },
+    SECRET: {"type": ("type",)},
 }
 _BOOLEANS = {"spec.hostNetwork", "spec.unschedulable"}
 
@@ -246,7 +256,7 @@ def field_value(kind: Kind, document: dict[str, Any], field: str) -> str:
 def _path(kind: Kind, field: str) -> tuple[str, ...]:
     if field == "metadata.name" or (field == "metadata.namespace" and kind.namespaced):
         return _COMMON[field]
-    found = _FIELDS.get(kind.kind, {}).get(field)
+    found = _FIELDS.get(kind, {}).get(field)
     if found is None:
         raise BadRequest(f"field label not supported: {field}")
     return found

@@ -7,7 +7,23 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from services_app.spec.kinds import ENDPOINT_SLICE, ENDPOINTS, EVENT, NAMESPACE, NODE, POD, SERVICE, Kind
+from services_app.spec import event
+from services_app.spec.kinds import (
+    CONFIG_MAP,
+    ENDPOINT_SLICE,
+    ENDPOINTS,
+    EVENT,
+    EVENTS_EVENT,
+    INGRESS,
+    INGRESS_CLASS,
+    LEASE,
+    NAMESPACE,
+    NODE,
+    POD,
+    SECRET,
+    SERVICE,
+    Kind,
+)
 
 Document = dict[str, Any]
 Cells = list[Any]
@@ -73,7 +89,30 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, str, int, str], ...]] = {
         ("Count", "integer", "", 1, "How often it was observed."),
         ("Name", "string", "name", 1, "The event's name."),
     ),
+    CONFIG_MAP: (_NAME, ("Data", "string", "", 0, "The number of keys."), _AGE),
+    SECRET: (
+        _NAME,
+        ("Type", "string", "", 0, "What the Secret is for."),
+        ("Data", "string", "", 0, "The number of keys."),
+        _AGE,
+    ),
+    LEASE: (_NAME, ("Holder", "string", "", 0, "Who holds the lease."), _AGE),
+    INGRESS: (
+        _NAME,
+        ("Class", "string", "", 0, "The IngressClass that is to serve it."),
+        ("Hosts", "string", "", 0, "The hosts of its rules."),
+        ("Address", "string", "", 0, "Where it is served."),
+        ("Ports", "string", "", 0, "The ports it is served on."),
+        _AGE,
+    ),
+    INGRESS_CLASS: (
+        _NAME,
+        ("Controller", "string", "", 0, "Who serves Ingresses of this class."),
+        ("Parameters", "string", "", 0, "Where the controller finds more."),
+        _AGE,
+    ),
 }
+_COLUMNS[EVENTS_EVENT] = _COLUMNS[EVENT]
 
 
 def table(
@@ -295,6 +334,47 @@ def _event(document: Document, now: datetime) -> Cells:
     ]
 
 
+def _config_map(document: Document, now: datetime) -> Cells:
+    count = len(document.get("data") or ()) + len(document.get("binaryData") or ())
+    return [document["metadata"]["name"], count, _age(document, now)]
+
+
+def _secret(document: Document, now: datetime) -> Cells:
+    return [
+        document["metadata"]["name"],
+        document.get("type", ""),
+        len(document.get("data") or ()),
+        _age(document, now),
+    ]
+
+
+def _lease(document: Document, now: datetime) -> Cells:
+    return [document["metadata"]["name"], document["spec"].get("holderIdentity") or "", _age(document, now)]
+
+
+def _ingress(document: Document, now: datetime) -> Cells:
+    spec = document["spec"]
+    hosts = [rule["host"] for rule in spec.get("rules") or () if rule.get("host")]
+    entries = document["status"]["loadBalancer"].get("ingress") or ()
+    return [
+        document["metadata"]["name"],
+        spec.get("ingressClassName") or NONE,
+        _some(hosts) or "*",
+        ",".join(sorted({entry.get("ip") or entry.get("hostname") or "" for entry in entries} - {""})),
+        "80, 443" if spec.get("tls") else "80",
+        _age(document, now),
+    ]
+
+
+def _ingress_class(document: Document, now: datetime) -> Cells:
+    parameters = document["spec"].get("parameters")
+    shown = NONE
+    if parameters is not None:
+        group = f".{parameters['apiGroup']}" if parameters.get("apiGroup") else ""
+        shown = f"{parameters['kind']}{group}/{parameters['name']}"
+    return [document["metadata"]["name"], document["spec"].get("controller", ""), shown, _age(document, now)]
+
+
 _CELLS: dict[Kind, Callable[[Document, datetime], Cells]] = {
     SERVICE: _service,
     ENDPOINTS: _endpoints,
@@ -303,6 +383,12 @@ _CELLS: dict[Kind, Callable[[Document, datetime], Cells]] = {
     POD: _pod,
     NODE: _node,
     EVENT: _event,
+    EVENTS_EVENT: lambda document, now: _event(event.to_core(document), now),
+    CONFIG_MAP: _config_map,
+    SECRET: _secret,
+    LEASE: _lease,
+    INGRESS: _ingress,
+    INGRESS_CLASS: _ingress_class,
 }
 
 

@@ -7,7 +7,9 @@ Source: k8s v1.36 apimachinery/pkg/runtime/serializer/json, sigs.k8s.io/json; qu
 
 import json
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import yaml
@@ -24,7 +26,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", r
 _QUANTITY = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?\d+)?", re.ASCII)
 _BOUNDS = {"int32": 2**31, "int64": 2**63}
 _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {"bool": bool, "float": (int, float)}  # str for all else
-_GO_TYPES = {"time": "string", "microtime": "string", "float": "float64"}
+_GO_TYPES = {"time": "string", "microtime": "string", "bytes": "[]uint8", "float": "float64"}
 
 
 class _Object(dict[str, Any]):
@@ -227,13 +229,34 @@ class _Decoder:
         right: Any = _PYTHON_TYPES.get(type_name, str)
         if not isinstance(value, right) or (type_name == "float" and isinstance(value, bool)):
             raise self.wrong(value, owner, path, _GO_TYPES.get(type_name, type_name))
-        if type_name in ("time", "microtime") and value and not _TIME.fullmatch(value):
-            raise BadRequest(
-                f'{self.prefix}parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}"'
-            )
+        if type_name in ("time", "microtime"):
+            return self.time(value, precise=type_name == "microtime")
+        if type_name == "bytes":
+            return self.base64(value)
         if right is str and not value.isascii():
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # lone surrogates, as Go does
         return value
+
+    def time(self, value: str, *, precise: bool) -> str | None:
+        """A time in UTC, to the second or the microsecond, as Kubernetes writes it back."""
+        if not value:
+            return None
+        try:
+            if not _TIME.fullmatch(value):
+                raise ValueError(value)
+            at = datetime.fromisoformat(value).astimezone(UTC)
+        except (ValueError, OverflowError) as err:
+            raise BadRequest(
+                f'{self.prefix}parsing time "{value}" as "2006-01-02T15:04:05Z07:00": cannot parse "{value}"'
+            ) from err
+        return at.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if precise else "%Y-%m-%dT%H:%M:%SZ")
+
+    def base64(self, value: str) -> str:
+        """Base64 as it is written back. The error says nothing of the value: it may be secret."""
+        try:
+            return b64encode(b64decode(re.sub(r"[\r\n]", "", value), validate=True)).decode()
+        except ValueError as err:
+            raise BadRequest(f"{self.prefix}illegal base64 data") from err
 
     def quantity(self, value: Any) -> Any:
         text = json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

@@ -1,12 +1,14 @@
 """The only writer of API objects, and the way to read them.
 
 `objects` creates, gets, updates and deletes; `listing` lists; `claims` gives out addresses and ports; `transaction` writes
-under the counter row and derives endpoints; `status` writes what nodes report; `events` tells about objects; `checks` and
-`repair` look whether all of it holds; `bootstrap` makes what every cluster has.
+under the counter row and derives endpoints; `forms` says how objects lie in the database; `status` writes what nodes
+report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap` makes what every
+cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap
 from services_app.store.checks import check_everything
+from services_app.store.forms import shown_text
 from services_app.store.listing import Page, too_large
 from services_app.store.listing import list_objects as list
 from services_app.store.objects import (
@@ -39,6 +41,7 @@ __all__ = [
     "reap_pods",
     "repair",
     "settle_programmed",
+    "shown_text",
     "too_large",
     "update",
 ]

@@ -19,6 +19,11 @@ MODELS: dict[str, type[models.ApiObject]] = {
     kinds.POD.plural: models.Pod,
     kinds.NODE.plural: models.Node,
     kinds.EVENT.plural: models.Event,
+    kinds.CONFIG_MAP.plural: models.ConfigMap,
+    kinds.SECRET.plural: models.Secret,
+    kinds.LEASE.plural: models.Lease,
+    kinds.INGRESS.plural: models.Ingress,
+    kinds.INGRESS_CLASS.plural: models.IngressClass,
 }
 
 
@@ -98,12 +103,32 @@ def _event(document: Document) -> Document:
     }
 
 
+def _secret(document: Document) -> Document:
+    return {"type": document.get("type") or "Opaque"}
+
+
+def _lease(document: Document) -> Document:
+    return {"holder": document["spec"].get("holderIdentity") or ""}
+
+
+def _ingress(document: Document) -> Document:
+    return {"class_name": document["spec"].get("ingressClassName") or ""}
+
+
+def _ingress_class(document: Document) -> Document:
+    return {"controller": document["spec"].get("controller") or ""}
+
+
 _EXTRACT = {
     kinds.SERVICE.plural: _service,
     kinds.ENDPOINT_SLICE.plural: _slice,
     kinds.POD.plural: _pod,
     kinds.NODE.plural: _node,
     kinds.EVENT.plural: _event,
+    kinds.SECRET.plural: _secret,
+    kinds.LEASE.plural: _lease,
+    kinds.INGRESS.plural: _ingress,
+    kinds.INGRESS_CLASS.plural: _ingress_class,
 }
 
 

@@ -13,6 +13,7 @@ from django.db import connection
 from services_app.spec.errors import BadRequest, Expired, ServerTimeout
 from services_app.spec.kinds import Kind
 from services_app.spec.selectors import FieldSelector, Selector
+from services_app.store import forms
 from services_app.store.columns import model_of
 
 Document = dict[str, Any]
@@ -70,6 +71,8 @@ def list_objects(
         if not continue_token:
             raise Expired(_TOO_OLD)
         raise Expired(_TOKEN_TOO_OLD, metadata={"continue": _write_token(AS_OF_NOW, after)})
+    if forms.differ(kind):
+        rows = [(*row[:3], forms.shown_text(kind, row[3])) for row in rows]
     if judged:
         rows = [row for row in rows if _is_selected(row, labels, fields)]
     revision = head if at is None else at

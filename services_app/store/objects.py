@@ -27,7 +27,7 @@ from services_app.spec.kinds import Kind
 from services_app.spec.meta import ordered, timestamp
 from services_app.spec.namespace import FINALIZER
 from services_app.spec.objects import ClusterSettings
-from services_app.store import claims
+from services_app.store import claims, forms
 from services_app.store.columns import deletion_deadline, model_of, node_addresses
 from services_app.store.transaction import Transaction, name_suffix
 
@@ -84,7 +84,7 @@ def get(kind: Kind, namespace: str, name: str) -> Stored:
         found = cursor.fetchone()
     if found is None:
         raise NotFound(kind, name)
-    return Stored(*found)
+    return Stored(forms.shown_text(kind, found[0]), found[1])
 
 
 def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False) -> Stored:
@@ -438,7 +438,9 @@ def _collect(tx: Transaction, kind: Kind, owner: Document, propagation: str | No
 
 PERMANENT_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
 EMPTIED_AT_ONCE = 500  # objects a DELETE of a Namespace removes before it answers; the rest follows in the background
-_CONTENT = (kinds.SERVICE, kinds.POD, kinds.ENDPOINT_SLICE, kinds.ENDPOINTS, kinds.EVENT)
+# Causes before what is derived from them, so that nothing is derived again on the way out.
+_FIRST = (kinds.SERVICE, kinds.POD)
+_CONTENT = (*_FIRST, *(k for k in kinds.STORED if k.namespaced and k not in (*_FIRST, kinds.EVENTS_EVENT)))
 
 
 def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:

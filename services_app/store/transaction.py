@@ -24,7 +24,7 @@ from services_app.spec import kinds
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import timestamp
-from services_app.store import events
+from services_app.store import events, forms
 from services_app.store.columns import columns_of, model_of
 
 Document = dict[str, Any]
@@ -111,7 +111,7 @@ class Transaction:
             self.log.revision,
             self.now,
             Jsonb(metadata.get("labels") or {}),
-            text,
+            forms.stored_text(kind, document, text),
         )
         self._write(_insert_sql(kind, tuple(columns)), *values, *map(_value, columns.values()))
         self._inserted[model_of(kind)._meta.db_table] = kind, metadata["name"]
@@ -128,7 +128,8 @@ class Transaction:
             columns["changed_revision"] = self.log.revision
         labels = Jsonb(metadata.get("labels") or {})
         sql = _update_sql(kind, tuple(columns))
-        self._write(sql, self.log.revision, labels, text, *map(_value, columns.values()), UUID(metadata["uid"]))
+        stored = forms.stored_text(kind, document, text)
+        self._write(sql, self.log.revision, labels, stored, *map(_value, columns.values()), UUID(metadata["uid"]))
         self._note(kind, document, text, "MODIFIED", previous)
         return text
 
@@ -191,7 +192,9 @@ class Transaction:
     def _note(self, kind: Kind, document: Document, text: str, verb: str, previous: str | None) -> None:
         before = json.loads(previous) if previous is not None else None
         owner = owner_of(kind, document if verb != "DELETED" else None, before)
-        self.log.record(kind.plural, document, text, verb, previous=previous, owner=owner)
+        stored = forms.stored_text(kind, document, text)
+        had = forms.stored_text(kind, before, previous) if before is not None and previous is not None else None
+        self.log.record(kind.plural, document, stored, verb, previous=had, owner=owner)
         if owner and owner != BASE_OWNER:
             namespace, name = owner.split("/", 1)
             (self.written if kind is kinds.SERVICE else self.touched).add((namespace, name))

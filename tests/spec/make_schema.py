@@ -26,6 +26,14 @@ ROOTS = [
     "V1ListMeta",
     "V1Status",
     "EventsV1Event",
+    "V1ConfigMap",
+    "V1Secret",
+    "V1Lease",
+    "V1Ingress",
+    "V1IngressClass",
+    "V1SelfSubjectReview",
+    "V1SelfSubjectAccessReview",
+    "V1SelfSubjectRulesReview",
 ]
 PLAIN = {"str": "string", "int": "int32", "bool": "bool", "float": "float", "datetime": "time", "object": "any"}
 INT64 = {
@@ -33,7 +41,12 @@ INT64 = {
     "runAsGroup", "fsGroup", "supplementalGroups", "tolerationSeconds", "observedGeneration", "expirationSeconds",
     "gracePeriodSeconds", "remainingItemCount", "seconds", "sizeBytes", "rootHash",
 }  # fmt: skip
-MICROTIME = {("Event", "eventTime"), ("EventSeries", "lastObservedTime")}
+MICROTIME = {
+    ("Event", "eventTime"), ("EventSeries", "lastObservedTime"),
+    ("EventsEvent", "eventTime"), ("EventsEventSeries", "lastObservedTime"),
+    ("LeaseSpec", "acquireTime"), ("LeaseSpec", "renewTime"),
+}  # fmt: skip
+BYTES = {("ConfigMap", "binaryData"), ("Secret", "data")}
 QUANTITIES = {"limits", "requests", "capacity", "allocatable", "overhead", "allocatedResources", "sizeLimit", "divisor"}
 PORTS = {("ServicePort", "targetPort"), ("HTTPGetAction", "port"), ("TCPSocketAction", "port")}
 
@@ -49,6 +62,8 @@ def spelled(owner: str, field: str, declared: str) -> str:
         return "[]" + spelled(owner, field, inner[1])
     if inner := re.fullmatch(r"dict\[str, (.*)\]", declared):
         return "{}" + spelled(owner, field, inner[1])
+    if (owner, field) in BYTES:
+        return "bytes"
     if (owner, field) in PORTS:
         return "intstr"
     if (owner, field) in MICROTIME:
