@@ -31,7 +31,7 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     is_api = scope["type"] == "http" and scope["path"].startswith(("/api/", "/apis/"))
     if is_api and scope["method"] == "GET":
         target = paths.parse(scope["path"])
-        if target is not None and not target.subresource and (target.watch or (not target.name and _asks(scope))):
+        if target is not None and _is_watched(target, scope):
             await watch.serve(scope, receive, send, target)
             return
     if is_api:
@@ -41,6 +41,12 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1000})
+
+
+def _is_watched(target: paths.Target, scope: dict[str, Any]) -> bool:
+    if target.subresource or "watch" not in target.kind.verbs:
+        return False
+    return target.watch or (not target.name and _asks(scope))
 
 
 def _asks(scope: dict[str, Any]) -> bool:

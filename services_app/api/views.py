@@ -5,6 +5,7 @@ DRF authenticates, asks for permission and dispatches; documents are handed out 
 
 import json
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from services_app.api import auth, media, reviews
 from services_app.api.paths import Target, parse
 from services_app.spec import endpoints, kinds, objects, options, patches, pod, protobuf, tables
 from services_app.spec.errors import (
+    AlreadyExists,
     ApiError,
     BadRequest,
     Conflict,
@@ -171,7 +173,9 @@ class ObjectView(ApiView):
             self._check_uid(target, uid, "")
             if not target.kind.put_creates or target.subresource:
                 raise
-        return self._created(target, document, accepted, dry_run)
+        with suppress(AlreadyExists):  # somebody was quicker
+            return self._created(target, document, accepted, dry_run)
+        return self._updated(target, replace, accepted, dry_run)
 
     def patch(self, request: Request) -> HttpResponse:
         target = self._target()

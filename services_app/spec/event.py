@@ -103,7 +103,7 @@ def _name_problems(name: str) -> list[str]:
     """Anything that can stand in a path."""
     if name in (".", ".."):
         return [f"may not be '{name}'"]
-    return [f"may not contain '{character}'" for character in "/%" if character in name]
+    return [f"may not contain '{character}'" for character in "/%\0" if character in name]
 
 
 def _validate(event: Document) -> list[FieldError]:

@@ -73,7 +73,17 @@ _SCALARS: dict[str, Document] = {
 }
 _PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json")
 _WRITE_PARAMETERS = ("dryRun", "fieldManager", "fieldValidation", "pretty")
-_LIST_PARAMETERS = ("continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "watch")
+_LIST_PARAMETERS = (
+    "allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion",
+    "resourceVersionMatch", "sendInitialEvents", "timeoutSeconds", "watch",
+)  # fmt: skip
+_PARAMETER_TYPES = {
+    "allowWatchBookmarks": "boolean",
+    "limit": "integer",
+    "sendInitialEvents": "boolean",
+    "timeoutSeconds": "integer",
+    "watch": "boolean",
+}
 
 
 def definition_name(type_name: str) -> str:
@@ -259,8 +269,8 @@ def _parameters(verb: str) -> tuple[str, ...]:
 
 
 def _query_parameter(name: str) -> Document:
-    kind = {"limit": "integer", "watch": "boolean"}.get(name, "string")
-    return {"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": True}}
+    type_name = _PARAMETER_TYPES.get(name, "string")
+    return {"name": name, "in": "query", "schema": {"type": type_name, "uniqueItems": True}}
 
 
 def _path_parameter(name: str) -> Document:
@@ -313,7 +323,7 @@ def _v2_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
         body = reference if method != "patch" else {"type": "object"}
         parameters.append({"name": "body", "in": "body", "required": True, "schema": body})
     for name in _parameters(verb):
-        type_name = {"limit": "integer", "watch": "boolean"}.get(name, "string")
+        type_name = _PARAMETER_TYPES.get(name, "string")
         parameters.append({"name": name, "in": "query", "type": type_name})
     return {
         "operationId": _operation_id(verb, path, kind),

@@ -78,6 +78,8 @@ def cluster_settings() -> ClusterSettings:
 
 def get(kind: Kind, namespace: str, name: str) -> Stored:
     """The object. Raises NotFound. One query."""
+    if "\0" in namespace + name:  # in no name, and PostgreSQL refuses to look for it
+        raise NotFound(kind, name)
     table = model_of(kind)._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT document, revision FROM {table} WHERE namespace = %s AND name = %s", [namespace, name])

@@ -66,6 +66,8 @@ def _update_sql(kind: Kind, columns: tuple[str, ...]) -> str:
 
 
 def _value(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps no NUL; the document has it escaped
     return Jsonb(value) if isinstance(value, dict) else value
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services_app.lab.client import ApiClient, ApiRefused, Kubectl
+from services_app.local.supervisor import Stack
 from tests.api.test_kubectl import namespace, said
 
 __all__ = ["namespace"]
@@ -21,7 +22,7 @@ def columns(text: str) -> list[list[str]]:
     return [line.split() for line in text.splitlines()]
 
 
-def test_config_maps_and_secrets(kubectl: Kubectl, namespace: str) -> None:
+def test_config_maps_and_secrets(stack: Stack, kubectl: Kubectl, namespace: str) -> None:
     on = ("-n", namespace)
     said(kubectl("create", "configmap", "settings", *on, "--from-literal=colour=blue", "--from-literal=size=9"))
     said(kubectl("create", "secret", "generic", "db", *on, "--from-literal=password=s3cret"))
@@ -43,6 +44,9 @@ def test_config_maps_and_secrets(kubectl: Kubectl, namespace: str) -> None:
     assert said(kubectl("get", "secrets", *on, "--field-selector=type!=Opaque", "-o", "name")) == ""
     refused = kubectl("create", "secret", "generic", "db", *on, "--from-literal=bad key=x")
     assert refused.returncode != 0
+    logs = [path.read_text(errors="replace") for path in stack.data_dir.rglob("*.log")]
+    assert logs
+    assert not [word for word in ("s3cret", "czNjcmV0", "Y2hhbmdlZA==") for text in logs if word in text]
 
 
 def test_ingresses_and_their_class(kubectl: Kubectl, namespace: str) -> None:

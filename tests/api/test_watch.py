@@ -369,3 +369,30 @@ def test_a_change_of_another_kind_or_namespace_is_nothing_to_a_watcher():
         assert b"".join([piece async for piece in stream]) == b""
 
     run(scenario)
+
+
+def test_secrets_and_the_second_face_of_events_are_told_as_they_are_handed_out():
+    make_namespace()
+    after = make_service("a")
+    secret = {"metadata": {"name": "db"}, "type": "example.org/own", "stringData": {"password": "s3cret"}}
+    store.create(kinds.SECRET, secret, namespace="shop", actor=ACTOR)
+    store.delete(kinds.SECRET, "shop", "db", actor=ACTOR)
+    about = {"kind": "Service", "namespace": "shop", "name": "a"}
+    event = {"metadata": {"name": "e"}, "involvedObject": about, "reason": "Tested", "message": "it works"}
+    store.create(kinds.EVENT, event, namespace="shop", actor=ACTOR)
+
+    async def scenario() -> None:
+        for query in ("", "&fieldSelector=type%3Dexample.org/own"):
+            stream = open_watch(f"resourceVersion={after}{query}", "/api/v1/namespaces/shop/secrets")
+            added, deleted = await told(stream, 2)
+            assert (added["type"], deleted["type"]) == ("ADDED", "DELETED")
+            assert added["object"]["data"] == deleted["object"]["data"] == {"password": "czNjcmV0"}
+            await stream.aclose()
+        path = "/apis/events.k8s.io/v1/namespaces/shop/events"
+        for query in (f"resourceVersion={after}", "fieldSelector=regarding.name%3Da"):
+            stream = open_watch(query, path)
+            (seen,) = await told(stream, 1)
+            assert (seen["object"]["apiVersion"], seen["object"]["note"]) == ("events.k8s.io/v1", "it works")
+            await stream.aclose()
+
+    run(scenario)

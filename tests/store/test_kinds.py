@@ -219,3 +219,13 @@ def test_ingresses_raise_their_generation_with_their_spec_alone(world):
     done = world.update(kinds.INGRESS, "web", retargeted)
     assert done["metadata"]["generation"] == 2
     assert done["status"]["loadBalancer"]["ingress"] == [{"ip": "192.0.2.7"}]
+
+
+def test_a_nul_is_no_reason_to_fail(world):
+    made = create(kinds.LEASE, "odd", spec={"holderIdentity": "a\0b"})
+    assert made["spec"]["holderIdentity"] == "a\0b"
+    assert world.get(kinds.LEASE, "odd") == made
+    with pytest.raises(NotFound):
+        store.get(kinds.LEASE, "shop", "a\0b")
+    with pytest.raises(Invalid):
+        create(kinds.EVENT, "a\0b", involvedObject={"namespace": "shop"})
