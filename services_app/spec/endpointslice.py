@@ -44,7 +44,8 @@ def prepare_update(old: Document, new: Document) -> None:
 
 
 def _comparable(document: Document) -> Document:
-    return {key: value for key, value in document["metadata"].items() if key not in ("generation", "resourceVersion")}
+    uncounted = ("generation", "managedFields", "resourceVersion")
+    return {key: value for key, value in document["metadata"].items() if key not in uncounted}
 
 
 def validate_create(endpoint_slice: Document, cluster: ClusterSettings) -> list[FieldError]:

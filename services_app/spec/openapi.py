@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from services_app.spec import schema
+from services_app.spec import patches, schema
 from services_app.spec.kinds import KINDS, Kind
 
 Document = dict[str, Any]
@@ -71,7 +71,6 @@ _SCALARS: dict[str, Document] = {
     "bytes": {"type": "string", "format": "byte"},
     "any": {"type": "object"},
 }
-_PATCHES = ("application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json")
 _WRITE_PARAMETERS = ("dryRun", "fieldManager", "fieldValidation", "pretty")
 _LIST_PARAMETERS = (
     "allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion",
@@ -79,6 +78,7 @@ _LIST_PARAMETERS = (
 )  # fmt: skip
 _PARAMETER_TYPES = {
     "allowWatchBookmarks": "boolean",
+    "force": "boolean",
     "limit": "integer",
     "sendInitialEvents": "boolean",
     "timeoutSeconds": "integer",
@@ -136,6 +136,8 @@ def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
 
 def _schema(type_name: str, version: int) -> Document:
     made: Document = {"type": "object", "properties": {}}
+    if schema.is_atomic(type_name):
+        made["x-kubernetes-map-type"] = "atomic"
     for field in schema.fields(type_name).values():
         made["properties"][field.name] = _property(field, version)
     if required := [field.name for field in schema.fields(type_name).values() if field.required]:
@@ -146,19 +148,18 @@ def _schema(type_name: str, version: int) -> Document:
 def _property(field: schema.Field, version: int) -> Document:
     if field.is_list:
         made: Document = {"type": "array", "items": _type(field.element, version)}
+        made["x-kubernetes-list-type"] = {"keyed": "map", "set": "set"}.get(field.shape, "atomic")
+        if field.list_keys:
+            made["x-kubernetes-list-map-keys"] = list(field.list_keys)
         if field.merge_keys:
-            made["x-kubernetes-list-map-keys"] = list(field.merge_keys)
-            made["x-kubernetes-list-type"] = "map"
             made["x-kubernetes-patch-merge-key"] = field.merge_keys[0]
             made["x-kubernetes-patch-strategy"] = "merge,retainKeys" if field.retains_keys else "merge"
         elif field.merges:
-            made["x-kubernetes-list-type"] = "set"
             made["x-kubernetes-patch-strategy"] = "merge"
-        else:
-            made["x-kubernetes-list-type"] = "atomic"
         return made
     if field.is_map:
-        return {"type": "object", "additionalProperties": _type(field.element, version)}
+        made = {"type": "object", "additionalProperties": _type(field.element, version)}
+        return made | ({"x-kubernetes-map-type": "atomic"} if field.shape == "leaf" else {})
     return _type(field.type, version)
 
 
@@ -257,7 +258,7 @@ def _v3_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
     if method in ("post", "put"):
         operation["requestBody"] = {"content": {"application/json": {"schema": reference}}, "required": True}
     if method == "patch":
-        content = {media: {"schema": {"type": "object"}} for media in _PATCHES}
+        content = {media: {"schema": {"type": "object"}} for media in patches.MEDIA_TYPES}
         operation["requestBody"] = {"content": content, "required": True}
     return operation
 
@@ -265,7 +266,9 @@ def _v3_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
 def _parameters(verb: str) -> tuple[str, ...]:
     if verb == "list":
         return _LIST_PARAMETERS
-    return () if verb in ("get", "delete", "deletecollection") else _WRITE_PARAMETERS
+    if verb in ("get", "delete", "deletecollection"):
+        return ()
+    return (*_WRITE_PARAMETERS, "force") if verb == "patch" else _WRITE_PARAMETERS
 
 
 def _query_parameter(name: str) -> Document:
@@ -327,7 +330,7 @@ def _v2_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
         parameters.append({"name": name, "in": "query", "type": type_name})
     return {
         "operationId": _operation_id(verb, path, kind),
-        "consumes": list(_PATCHES) if method == "patch" else ["application/json", "application/yaml"],
+        "consumes": list(patches.MEDIA_TYPES) if method == "patch" else ["application/json", "application/yaml"],
         "produces": ["application/json", "application/yaml"],
         "parameters": parameters,
         "responses": {"200": {"description": "OK", "schema": reference}},

@@ -1,4 +1,4 @@
-"""The three ways to patch a document: JSON patch, merge patch, strategic merge patch.
+"""The ways to patch a document: JSON patch, merge patch, strategic merge patch; server-side apply is `managed_fields`.
 
 Functions give a new document and leave their arguments alone. What comes out is not typed yet: `typed` does that, and
 `objects.prepare_update` the rest.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from services_app.spec import schema
+from services_app.spec import managed_fields, schema
 from services_app.spec.errors import (
     ApiError,
     BadRequest,
@@ -23,27 +23,28 @@ from services_app.spec.errors import (
     UnsupportedMediaType,
 )
 from services_app.spec.kinds import Kind
-from services_app.spec.wire import JSON, Document, parse, shaped
+from services_app.spec.wire import JSON, YAML, Document, parse, shaped
 
 MAX_OPERATIONS = 10000
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
-MEDIA_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH)
+APPLY = "application/apply-patch+yaml"
+MEDIA_TYPES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY)
 
 DIRECTIVE, RETAIN_KEYS = "$patch", "$retainKeys"
 SET_ORDER, DELETE_FROM_LIST = "$setElementOrder/", "$deleteFromPrimitiveList/"
 
 
 def reader(content_type: str, kind: Kind, body: bytes) -> Callable[[Document], Any]:
-    """What a patch in a body does: a function from a document to the patched value.
+    """What a patch in a body does, other than an apply: a function from a document to the patched value.
 
     The patch is read at once, so that it can be applied again to a newer document. Raises UnsupportedMediaType and
     BadRequest; the function raises what json_patch, merge_patch and strategic_merge_patch raise.
     """
     media = content_type.split(";")[0].strip().lower()
-    if media not in MEDIA_TYPES:
+    if media not in MEDIA_TYPES or media == APPLY:
         raise UnsupportedMediaType(
             "the body of the request was in an unknown format - accepted media types include: "
             + ", ".join(MEDIA_TYPES),
@@ -59,6 +60,21 @@ def reader(content_type: str, kind: Kind, body: bytes) -> Callable[[Document], A
     if media == MERGE_PATCH:
         return lambda document: merge_patch(document, patch)
     return lambda document: strategic_merge_patch(kind, document, patch)
+
+
+def configuration(kind: Kind, body: bytes, *, strict: bool = False) -> tuple[Document, list[str]]:
+    """What an apply in a body wants, JSON or YAML, and sentences about fields given twice.
+
+    strict: sentences are refused, as fieldValidation=Strict asks. Raises BadRequest.
+    """
+    try:
+        value = parse(body, JSON)  # what clients send, and read much faster
+    except BadRequest:
+        value = parse(body, YAML)
+    document, twice = managed_fields.configuration(kind, value)
+    if strict and twice:
+        raise BadRequest("error strict decoding YAML: " + ", ".join(twice))
+    return document, twice
 
 
 def typed(kind: Kind, patched: Any, *, strict: bool = False) -> tuple[Document, list[str]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from services_app.spec.kinds import Kind
 
@@ -21,13 +21,18 @@ SCALARS = frozenset(
 )
 
 
+# How server-side apply sees a field: owned as a whole (scalars and what is atomic), by field, by entry, by element.
+Shape = Literal["leaf", "struct", "map", "keyed", "set"]
+
+
 @dataclass(frozen=True)
 class Field:
     """One field of a type.
 
     type: a type name as above. required: OpenAPI's list. is_pointer: zero values are kept. always: written even when
     empty, as its zero value. merge_keys: of a list that strategic merge patches merge, the keys that identify an
-    element. merges: a list of plain values that is merged as a set. retains_keys: $retainKeys applies.
+    element. merges: a list of plain values that is merged as a set. retains_keys: $retainKeys applies. shape: what of
+    it one manager can own. list_keys: of a keyed list, the keys that tell its elements apart.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Field:
     merge_keys: tuple[str, ...] = ()
     merges: bool = False
     retains_keys: bool = False
+    shape: "Shape" = "leaf"
+    list_keys: tuple[str, ...] = ()
 
     @property
     def is_list(self) -> bool:
@@ -206,6 +213,51 @@ MERGE_KEY_DEFAULTS = {"protocol": "TCP"}
 _MERGED_SETS = {"ObjectMeta": "finalizers", "NodeSpec": "podCIDRs"}
 _RETAINS_KEYS = {"PodSpec": "resourceClaims volumes"}
 
+# For server-side apply: x-kubernetes-list-type "map" with its keys and "set", x-kubernetes-map-type "atomic". All other
+# lists are atomic, all other maps and structs granular.
+_LIST_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "Container": {
+        "env": ("name",),
+        "ports": ("containerPort", "protocol"),
+        "volumeDevices": ("devicePath",),
+        "volumeMounts": ("mountPath",),
+    },
+    "ContainerStatus": {"allocatedResourcesStatus": ("name",), "volumeMounts": ("mountPath",)},
+    "EphemeralContainer": {
+        "env": ("name",),
+        "ports": ("containerPort", "protocol"),
+        "volumeDevices": ("devicePath",),
+        "volumeMounts": ("mountPath",),
+    },
+    "NamespaceStatus": {"conditions": ("type",)},
+    "NodeStatus": {"addresses": ("type",), "conditions": ("type",)},
+    "ObjectMeta": {"ownerReferences": ("uid",)},
+    "PodSpec": {
+        "containers": ("name",),
+        "ephemeralContainers": ("name",),
+        "hostAliases": ("ip",),
+        "imagePullSecrets": ("name",),
+        "initContainers": ("name",),
+        "resourceClaims": ("name",),
+        "schedulingGates": ("name",),
+        "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+        "volumes": ("name",),
+    },
+    "PodStatus": {"conditions": ("type",), "podIPs": ("ip",), "resourceClaimStatuses": ("name",)},
+    "ResourceRequirements": {"claims": ("name",)},
+    "ResourceStatus": {"resources": ("resourceID",)},
+    "ServiceSpec": {"ports": ("port", "protocol")},
+    "ServiceStatus": {"conditions": ("type",)},
+}
+_SETS = {"Endpoint": "addresses", "NodeSpec": "podCIDRs", "ObjectMeta": "finalizers"}
+_ATOMIC_MAPS = {"PodSpec": "nodeSelector", "ServiceSpec": "selector"}
+_ATOMIC_STRUCTS = frozenset(
+    {"ConfigMapKeySelector", "DiscoveryEndpointPort", "EndpointAddress", "EndpointPort", "FileKeySelector"}
+    | {"LabelSelector", "LocalObjectReference", "NodeSelector", "NodeSelectorTerm", "ObjectFieldSelector"}
+    | {"ObjectReference", "OwnerReference", "ResourceFieldSelector", "SecretKeySelector", "SecretReference"}
+    | {"TypedLocalObjectReference"}
+)
+
 
 @cache
 def _tables() -> dict[str, dict[str, str]]:
@@ -242,8 +294,25 @@ def fields(type_name: str) -> MappingProxyType[str, Field]:
             merge_keys=_MERGE_KEYS.get(type_name, {}).get(name, ()),
             merges=has(_MERGED_SETS, name),
             retains_keys=has(_RETAINS_KEYS, name),
+            shape=_shape(type_name, name, spelled.rstrip("!")),
+            list_keys=_LIST_KEYS.get(type_name, {}).get(name, ()),
         )
     return MappingProxyType(found)
+
+
+def _shape(owner: str, name: str, type_name: str) -> Shape:
+    if type_name.startswith("[]"):
+        if name in _LIST_KEYS.get(owner, ()):
+            return "keyed"
+        return "set" if name in _SETS.get(owner, "").split() else "leaf"
+    if type_name.startswith("{}"):
+        return "leaf" if name in _ATOMIC_MAPS.get(owner, "").split() else "map"
+    return "leaf" if type_name in SCALARS or is_atomic(type_name) else "struct"
+
+
+def is_atomic(type_name: str) -> bool:
+    """Whether a struct is owned as a whole wherever it stands."""
+    return type_name in _ATOMIC_STRUCTS
 
 
 def root(kind: Kind) -> str:

@@ -136,6 +136,18 @@ def strict_error(warnings: list[str]) -> BadRequest:
 
 def shaped(kind: Kind, value: Any) -> tuple[Document, list[str]]:
     """A parsed value as a document of the kind, and a sentence for each field that was dropped or given twice."""
+    return _decoded(kind, value, as_given=False)
+
+
+def partial(kind: Kind, value: Any) -> tuple[Document, list[str]]:
+    """A part of a document, as server-side apply takes it: typed as by `shaped`, but with just the fields it was given.
+
+    Empty values and nulls are kept: to name a field is to own it.
+    """
+    return _decoded(kind, value, as_given=True)
+
+
+def _decoded(kind: Kind, value: Any, *, as_given: bool) -> tuple[Document, list[str]]:
     prefix = f'{kind.kind} in version "{kind.version}" cannot be handled as a {kind.kind}: '
     if not isinstance(value, dict):
         raise BadRequest(
@@ -156,16 +168,19 @@ def shaped(kind: Kind, value: Any) -> tuple[Document, list[str]]:
             else f"the kind in the data ({api_version}, Kind={name}) does not match the expected kind "
             f"({kind.api_version}, Kind={kind.kind})"
         )
-    decoder = _Decoder(prefix)
+    decoder = _Decoder(prefix, as_given=as_given)
     document = decoder.struct(value, schema.root(kind), "", is_root=True)
     return {"kind": kind.kind, "apiVersion": kind.api_version, **document}, decoder.warnings
 
 
 class _Decoder:
-    """Walks a value beside its type. Collects warnings; raises BadRequest for a wrong type."""
+    """Walks a value beside its type. Collects warnings; raises BadRequest for a wrong type.
 
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
+    as_given: nothing is filled in where a field is missing, nothing left out where it is empty.
+    """
+
+    def __init__(self, prefix: str, *, as_given: bool) -> None:
+        self.prefix, self.as_given = prefix, as_given
         self.warnings: list[str] = []
 
     def struct(self, value: Any, type_name: str, path: str, *, is_root: bool = False) -> Document:
@@ -180,11 +195,15 @@ class _Decoder:
         for field in known.values():
             given = value.get(field.name)
             if given is None:
-                if field.always and not (is_root and field.name in ("spec", "status")):
+                if self.as_given:
+                    document |= {field.name: None} if field.name in value else {}
+                elif field.always and not (is_root and field.name in ("spec", "status")):
                     document[field.name] = schema.zero(field.type)
                 continue
             decoded = self.value(given, field.type, _join(path, field.name), type_name)
-            if field.always or field.is_pointer or not _is_empty(decoded, field.type):
+            if self.as_given:
+                document[field.name] = decoded
+            elif field.always or field.is_pointer or not _is_empty(decoded, field.type):
                 document[field.name] = None if decoded in ([], {}) and field.type[:2] in ("[]", "{}") else decoded
         return document
 

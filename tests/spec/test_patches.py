@@ -43,9 +43,7 @@ def test_a_reader_knows_the_three_media_types():
     }
 
 
-@pytest.mark.parametrize(
-    "media", ["", "application/json", "application/yaml", "text/plain", "application/apply-patch+yaml"]
-)
+@pytest.mark.parametrize("media", ["", "application/json", "application/yaml", "text/plain", patches.APPLY])
 def test_other_media_types_are_unsupported(media):
     with pytest.raises(UnsupportedMediaType) as caught:
         patches.reader(media, SERVICE, b"{}")
@@ -56,7 +54,21 @@ def test_other_media_types_are_unsupported(media):
 @pytest.mark.parametrize("body", [b"", b"{", b"1", b'"a"', b"null", b"[1", b"\xff", b"NaN", b"[[" * 100_000])
 def test_what_is_no_patch_is_refused_at_once(media, body):
     with pytest.raises(BadRequest):
-        patches.reader(media, SERVICE, body)({})
+        if media == patches.APPLY:
+            patches.configuration(SERVICE, body)
+        else:
+            patches.reader(media, SERVICE, body)({})
+
+
+def test_an_apply_is_yaml_or_json_and_tells_what_is_there_twice():
+    head = b"apiVersion: v1\nkind: Service\nmetadata: {name: web}\n"
+    document, twice = patches.configuration(SERVICE, head + b"spec:\n  type: NodePort\n  type: ClusterIP\n")
+    assert (document["spec"], twice) == ({"type": "ClusterIP"}, ['duplicate field "spec.type"'])
+    text = b'{"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 80.0}], "selector": {}, "type": null}}'
+    document, twice = patches.configuration(SERVICE, text, strict=True)
+    assert document["spec"] == {"ports": [{"port": 80}], "selector": {}, "type": None}
+    with pytest.raises(BadRequest, match="strict decoding"):
+        patches.configuration(SERVICE, head + b"kind: Service\n", strict=True)
 
 
 def test_list_and_object_are_not_taken_for_each_other():
