@@ -6,6 +6,7 @@ DRF authenticates, asks for permission and dispatches; documents are handed out 
 import json
 import uuid
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,7 @@ from rest_framework.views import APIView
 from services_app import changes, store
 from services_app.api import auth, media, reviews
 from services_app.api.paths import Target, parse
-from services_app.spec import endpoints, kinds, objects, options, patches, pod, protobuf, tables
+from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, protobuf, tables
 from services_app.spec.errors import (
     AlreadyExists,
     ApiError,
@@ -33,6 +34,8 @@ from services_app.spec.errors import (
     NotFound,
     RequestTooLarge,
     Unauthorized,
+    forbidden,
+    required,
 )
 from services_app.spec.kinds import Kind
 
@@ -115,12 +118,17 @@ class ObjectView(ApiView):
         kind = self.target.kind
         if (verb if self.target.name else COLLECTION_VERBS.get(request.method or "", verb)) not in kind.verbs:
             raise MethodNotAllowed
-        if kind not in kinds.REVIEWS and not auth.may(request.user, verb, kind, self.target.namespace):
-            raise auth.refusal(request.user, verb, self.target)
+        self._authorize(request, verb)
         if self.target.subresource and verb not in kinds.SUBRESOURCES[self.target.subresource].verbs:
             raise MethodNotAllowed
         if kind is kinds.ENDPOINTS:
             self.warnings.append(endpoints.DEPRECATED)
+
+    def _authorize(self, request: Request, verb: str) -> None:
+        """Raise Forbidden unless the user may do this with what the path names."""
+        target = self._target()
+        if target.kind not in kinds.REVIEWS and not auth.may(request.user, verb, target.kind, target.namespace):
+            raise auth.refusal(request.user, verb, target)
 
     # Verbs
 
@@ -146,6 +154,7 @@ class ObjectView(ApiView):
         if target.kind.namespaced and target.namespace is None:
             raise MethodNotAllowed
         dry_run = self._dry_run(request, "CreateOptions")
+        self._note_manager(request, "CreateOptions")
         document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
         if target.kind in kinds.REVIEWS:
@@ -158,6 +167,7 @@ class ObjectView(ApiView):
             raise MethodNotAllowed
         accepted = media.accept(request.headers.get("Accept", ""))
         dry_run = self._dry_run(request, "UpdateOptions")
+        self._note_manager(request, "UpdateOptions")
         document = self._decode(request, target.kind, "UpdateOptions")
         self._check_namespace(document, target)
         self._check_name(document, target)
@@ -183,8 +193,11 @@ class ObjectView(ApiView):
             raise MethodNotAllowed
         accepted = media.accept(request.headers.get("Accept", ""))
         dry_run = self._dry_run(request, "PatchOptions")
-        content_type = (request.headers.get("Content-Type") or "").split(";")[0].strip()
+        content_type = (request.headers.get("Content-Type") or "").split(";")[0].strip().lower()
+        self._note_manager(request, "PatchOptions", applies=content_type == patches.APPLY)
         body = self._body(request)
+        if content_type == patches.APPLY:
+            return self._apply(request, target, accepted, body, dry_run)
         apply = patches.reader(content_type, target.kind, body)
 
         def change(current: Document) -> Document:
@@ -197,6 +210,34 @@ class ObjectView(ApiView):
             return changed
 
         return self._updated(target, change, accepted, dry_run)
+
+    def _apply(
+        self, request: Request, target: Target, accepted: media.Accepted, body: bytes, dry_run: bool
+    ) -> HttpResponse:
+        """Server-side apply, which makes the object when it is not there."""
+        strict = self._is_strict(request, "PatchOptions")
+        config, twice = patches.configuration(target.kind, body, strict=strict)
+        self._note_unknown(request, twice, "PatchOptions")
+
+        def check(merged: Document) -> None:
+            self._check_namespace(merged, target)
+            self._check_name(merged, target)
+
+        stored = store.apply(
+            target.kind,
+            target.namespace or "",
+            target.name,
+            config,
+            creating=lambda: self._authorize(request, "create"),
+            check=check,
+            subresource=target.subresource,
+            force=options.flag({"force": request.query_params.getlist("force")}, "force"),
+            actor=self.actor,
+            dry_run=dry_run,
+        )
+        if not target.subresource:
+            self._warn(objects.warnings(target.kind, json.loads(stored.document)))
+        return self._object(stored, accepted, status=201 if stored.created else 200)
 
     def delete(self, request: Request) -> HttpResponse:
         target = self._target()
@@ -455,6 +496,20 @@ class ObjectView(ApiView):
                 "the namespace of the provided object does not match the namespace sent on the request: "
                 f"{given}, {target.namespace}"
             )
+
+    def _note_manager(self, request: Request, about: str, *, applies: bool = False) -> None:
+        """Let the actor write under the field manager the request names, else under its User-Agent."""
+        named = request.query_params.get("fieldManager", "")
+        errors = managed_fields.validate_manager(named)
+        if applies and not named:
+            errors.append(required("fieldManager", "is required for apply patch"))
+        if about == "PatchOptions" and not applies and "force" in request.query_params:
+            errors.append(forbidden("force", "may not be specified for non-apply patch"))
+        if errors:
+            raise options.about(about, errors)
+        self.actor = replace(
+            self.actor, manager=managed_fields.manager_of(named, request.headers.get("User-Agent", ""))
+        )
 
     def _dry_run(self, request: Request, named: str, given: list[str] | None = None) -> bool:
         values = request.query_params.getlist("dryRun") if "dryRun" in request.query_params else (given or [])

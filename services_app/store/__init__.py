@@ -1,6 +1,6 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, updates and deletes; `listing` lists; `claims` gives out addresses and ports; `transaction` writes
+`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports; `transaction` writes
 under the counter row and derives endpoints; `forms` says how objects lie in the database; `status` writes what nodes
 report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap` makes what every
 cluster has.
@@ -14,6 +14,7 @@ from services_app.store.listing import list_objects as list
 from services_app.store.objects import (
     Actor,
     Stored,
+    apply,
     cluster_settings,
     create,
     delete,
@@ -29,6 +30,7 @@ __all__ = [
     "Page",
     "Stored",
     "adopt_pods",
+    "apply",
     "bootstrap",
     "check_everything",
     "cluster_settings",

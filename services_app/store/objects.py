@@ -21,7 +21,7 @@ from django.utils import timezone
 from services_app import models
 from services_app.changes import encode
 from services_app.plan import kubelet
-from services_app.spec import kinds, objects
+from services_app.spec import kinds, managed_fields, objects
 from services_app.spec.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, invalid
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import ordered, timestamp
@@ -41,10 +41,11 @@ PROGRAMMED = "Programmed"
 
 @dataclass(frozen=True)
 class Actor:
-    """Who writes, for the log."""
+    """Who writes, for the log. manager: whose the written fields become, "" for nobody's (the control plane's own)."""
 
     user: str
     request_id: str = ""
+    manager: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ def get(kind: Kind, namespace: str, name: str) -> Stored:
     return Stored(forms.shown_text(kind, found[0]), found[1])
 
 
-def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False) -> Stored:
+def create(
+    kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_run: bool = False, applied: bool = False
+) -> Stored:
     """Store a new object: defaulted, judged, with its addresses and ports, its endpoints derived.
 
-    Raises Invalid with every error at once, AlreadyExists, NotFound for a missing namespace, Forbidden for one that
-    goes. Nothing is kept of a failed create.
+    applied: the document comes from an apply and says who owns its fields. Raises Invalid with every error at once,
+    AlreadyExists, NotFound for a missing namespace, Forbidden for one that goes. Nothing is kept of a failed create.
     """
     cluster = cluster_settings()
     for attempt in range(TRIES):
@@ -109,6 +112,11 @@ def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_
         )
         if errors := objects.validate_create(kind, prepared, cluster):
             raise Invalid(kind, prepared["metadata"].get("name", ""), errors)
+        if applied:
+            _own(prepared, document["metadata"].get("managedFields"))
+        elif actor.manager:
+            entries = managed_fields.created(kind, document, prepared, manager=actor.manager, now=timestamp(now))
+            _own(prepared, entries)
         generated = not document.get("metadata", {}).get("name") and document["metadata"].get("generateName")
         try:
             return retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
@@ -116,6 +124,13 @@ def create(kind: Kind, document: Document, *, namespace: str, actor: Actor, dry_
             if not generated or attempt == TRIES - 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def _own(document: Document, entries: list[Document] | None) -> None:
+    """Note who owns which fields of a prepared document."""
+    document["metadata"].pop("managedFields", None)
+    if entries:
+        document["metadata"]["managedFields"] = entries
 
 
 def _create_once(
@@ -174,12 +189,13 @@ def update(
     subresource: str = "",
     actor: Actor,
     dry_run: bool = False,
+    applied: bool = False,
 ) -> Stored:
     """Replace an object by what `change` makes of it, or of its status when that is the subresource.
 
     change: gets the object as it is now and returns the wanted one; called again after a lost race. A resourceVersion
-    it leaves in must be the current one. Raises NotFound, Conflict, Invalid and whatever `change` raises. A change
-    that changes nothing is not written.
+    it leaves in must be the current one. applied: it says who owns the fields as well. Raises NotFound, Conflict,
+    Invalid and whatever `change` raises. A change that changes nothing is not written.
     """
     cluster = cluster_settings()
     for _ in range(RACES):
@@ -192,6 +208,7 @@ def update(
         if errors:
             raise Invalid(kind, name, errors)
         prepared["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+        _own(prepared, _owners(kind, old, wanted, prepared, subresource, actor, applied))
         if prepared == old:
             return current
         with suppress(_LostRace):
@@ -199,6 +216,78 @@ def update(
     raise Conflict(
         kind, name, "the object has been modified; please apply your changes to the latest version and try again"
     )
+
+
+def _owners(
+    kind: Kind,
+    old: Document,
+    wanted: Document,
+    prepared: Document,
+    subresource: str,
+    actor: Actor,
+    applied: bool,
+) -> list[Document] | None:
+    if applied:
+        return wanted["metadata"].get("managedFields")
+    if not actor.manager:
+        return old["metadata"].get("managedFields")
+    return managed_fields.updated(
+        kind,
+        old,
+        wanted,
+        prepared,
+        manager=actor.manager,
+        subresource=subresource,
+        now=timestamp(timezone.now()),
+    )
+
+
+def apply(
+    kind: Kind,
+    namespace: str,
+    name: str,
+    config: Document,
+    *,
+    creating: Callable[[], None],
+    check: Callable[[Document], None],
+    subresource: str = "",
+    force: bool = False,
+    actor: Actor,
+    dry_run: bool = False,
+) -> Stored:
+    """Apply a configuration in the name of the actor's manager; the object is made when it is not there.
+
+    creating: called before it is made; check: called with the merged object. Both may raise. force: fields that others
+    own are taken over. Raises ApplyConflict, else as create and update.
+    """
+    now = timestamp(timezone.now())
+
+    def merged(live: Document | None) -> Document:
+        document = managed_fields.applied(
+            kind, live, config, manager=actor.manager, subresource=subresource, force=force, now=now
+        )
+        check(document)
+        return document
+
+    for attempt in range(TRIES):
+        try:
+            return update(
+                kind, namespace, name, merged, subresource=subresource, actor=actor, dry_run=dry_run, applied=True
+            )
+        except NotFound:
+            if subresource:
+                raise
+        creating()
+        document = merged(None)
+        if uid := document["metadata"].get("uid"):
+            text = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            raise Conflict(kind, name, text)
+        try:
+            return create(kind, document, namespace=namespace, actor=actor, dry_run=dry_run, applied=True)
+        except AlreadyExists:
+            if attempt == TRIES - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _check_version(kind: Kind, name: str, old: Document, wanted: Document) -> None:
