@@ -1,6 +1,7 @@
 """Namespaces: the label that tells the name, finalizers, phase.
 
-Source: k8s v1.36 pkg/registry/core/namespace/strategy.go, pkg/apis/core/validation, ValidateNamespace.
+Source: k8s v1.36 pkg/registry/core/namespace/strategy.go, pkg/apis/core/validation, ValidateNamespace
+and ValidateNamespaceStatusUpdate.
 """
 
 from typing import Any
@@ -36,6 +37,8 @@ def prepare_update(old: Document, new: Document, subresource: str) -> None:
         new["spec"] = old["spec"]
     if subresource != "status":
         new["status"] = old["status"]
+    else:
+        new["status"] = {"phase": "Active"} | (new.get("status") or {})
 
 
 def validate_create(namespace: Document) -> list[FieldError]:
@@ -45,7 +48,16 @@ def validate_create(namespace: Document) -> list[FieldError]:
 
 def validate_update(old: Document, new: Document) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
-    return changes + changes + _validate_finalizers(new)
+    return changes + changes + _validate_finalizers(new) + _validate_phase(new)
+
+
+def _validate_phase(namespace: Document) -> list[FieldError]:
+    phase = namespace["status"].get("phase", "")
+    goes = bool(namespace["metadata"].get("deletionTimestamp"))
+    if phase == ("Terminating" if goes else "Active"):
+        return []
+    wanted, state = ("Terminating", "not empty") if goes else ("Active", "empty")
+    return [invalid("status.phase", phase, f"may only be '{wanted}' if `deletionTimestamp` is {state}")]
 
 
 def _validate_finalizers(namespace: Document) -> list[FieldError]:
