@@ -29,15 +29,18 @@ def item(value: Any) -> str:
     return "v:" + json.dumps(value, ensure_ascii=False)
 
 
+def member(children: FieldSet) -> FieldSet:
+    """What stands below a step that is a member, with these below it."""
+    return {MEMBER: {}, **children} if children else {}
+
+
 def _is_member(below: FieldSet) -> bool:
     return not below or MEMBER in below
 
 
 def _below(is_member: bool, children: FieldSet) -> FieldSet | None:
     """What stands below a step, None when the step does not belong into the set."""
-    if not children:
-        return {} if is_member else None
-    return {MEMBER: {}, **children} if is_member else children
+    return member(children) if is_member else children or None
 
 
 def _children(below: FieldSet) -> FieldSet:

@@ -240,11 +240,7 @@ def configuration(kind: Kind, value: Any) -> tuple[Document, list[str]]:
     twice = [sentence for sentence in sentences if sentence.startswith("duplicate field")]
     problems = [sentence for sentence in sentences if sentence not in twice]
     metadata = document.get("metadata") or {}
-    try:
-        problems += merging.duplicates(schema.root(kind), document)
-        merging.fields_of(schema.root(kind), document)
-    except ValueError as err:
-        problems.append(str(err))
+    problems += merging.untold(schema.root(kind), document)
     if problems:
         name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
         about = f"{name}; {kind.api_version}, Kind={kind.kind}"

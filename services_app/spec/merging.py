@@ -17,8 +17,7 @@ Document = dict[str, Any]
 def fields_of(type_name: str, value: Document, *, containers: bool = False) -> FieldSet:
     """The fields a struct has. containers: structs, maps and lists are members as well, not only what is in them.
 
-    Elements of keyed lists always are. kind and apiVersion are no fields. Raises ValueError for an element without
-    its keys.
+    Elements of keyed lists always are. kind and apiVersion are no fields.
     """
     known = schema.fields(type_name)
     made: FieldSet = {}
@@ -40,12 +39,10 @@ def _below(field: Field, value: Any, containers: bool) -> FieldSet | None:
         children = {fieldset.item(entry): {} for entry in value}
     else:
         children = {
-            step: {MEMBER: {}, **fields_of(field.element, elements[0], containers=containers)}
+            step: fieldset.member(fields_of(field.element, elements[0], containers=containers))
             for step, elements in _by_step(field, value).items()
         }
-    if containers:
-        return {MEMBER: {}, **children} if children else {}
-    return children or None
+    return fieldset.member(children) if containers else children or None
 
 
 def _by_step(field: Field, value: list[Any] | None) -> dict[str, list[Any]]:
@@ -56,21 +53,14 @@ def _by_step(field: Field, value: list[Any] | None) -> dict[str, list[Any]]:
     return found
 
 
-def step_to(field: Field, entry: Document | None) -> str:
-    """The step to an element of a keyed list. Raises ValueError when it has none of the keys."""
-    entry = entry or {}
-    keys = {}
-    for key in field.list_keys:
-        value = entry.get(key, schema.MERGE_KEY_DEFAULTS.get(key))
-        if value is not None:
-            keys[key] = value
-    if not any(key in entry for key in field.list_keys):
-        raise ValueError(f".{field.name}: an element omits its key {field.list_keys[0]!r}")
-    return fieldset.element(keys)
+def step_to(field: Field, entry: Document) -> str:
+    """The step to an element of a keyed list; keys it lacks are left out."""
+    keys = {key: entry.get(key, schema.MERGE_KEY_DEFAULTS.get(key)) for key in field.list_keys}
+    return fieldset.element({key: value for key, value in keys.items() if value is not None})
 
 
-def duplicates(type_name: str, value: Document, path: str = "") -> list[str]:
-    """A sentence for each element of a keyed list or set that is there twice. Raises ValueError as fields_of."""
+def untold(type_name: str, value: Document, path: str = "") -> list[str]:
+    """A sentence for each element of a keyed list or set that is there twice or has none of its keys."""
     found: list[str] = []
     known = schema.fields(type_name)
     for name, item in value.items():
@@ -78,14 +68,16 @@ def duplicates(type_name: str, value: Document, path: str = "") -> list[str]:
             continue
         field, here = known[name], f"{path}.{name}"
         if field.shape == "struct":
-            found += duplicates(field.type, item, here)
+            found += untold(field.type, item, here)
         elif field.shape in ("keyed", "set"):
             for step, entries in _by_step(field, item).items():
                 (spelled,) = fieldset.paths({step: {}})
-                if len(entries) > 1:
+                if field.shape == "keyed" and not any(entries[0].get(key) is not None for key in field.list_keys):
+                    found.append(f"{here}: element omits its key {field.list_keys[0]!r}")
+                elif len(entries) > 1:
                     found.append(f"{here}: duplicate entries for key {spelled}")
-                elif field.shape == "keyed" and entries[0]:
-                    found += duplicates(field.element, entries[0], here + spelled)
+                elif field.shape == "keyed":
+                    found += untold(field.element, entries[0], here + spelled)
     return found
 
 
@@ -127,7 +119,7 @@ def _compare_values(field: Field, old: Any, new: Any) -> tuple[FieldSet | None, 
 
 def _compare_elements(field: Field, old: dict[str, list[Any]], new: dict[str, list[Any]]) -> tuple[FieldSet, FieldSet]:
     def whole(entries: list[Any]) -> FieldSet:
-        return {MEMBER: {}, **fields_of(field.element, entries[0], containers=True)} if field.shape == "keyed" else {}
+        return {} if field.shape == "set" else fieldset.member(fields_of(field.element, entries[0], containers=True))
 
     taken = {step: whole(entries) for step, entries in new.items() if step not in old}
     gone = {step: whole(entries) for step, entries in old.items() if step not in new}

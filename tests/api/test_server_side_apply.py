@@ -3,17 +3,16 @@
 import json
 import subprocess
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
-from services_app.lab.client import CORE, ApiClient, Kubectl
-
-Document = dict
+from services_app.lab.client import CORE, ApiClient, ApiRefused, Kubectl
 
 
 @pytest.fixture
-def namespace(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = request.node.name.replace("_", "-").removeprefix("test-")[:40].rstrip("-")
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    name = f"apply-{uuid4().hex[:8]}"
     said(kubectl("create", "namespace", name))
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
@@ -29,7 +28,7 @@ def manifest(**spec: object) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": spec})
 
 
-def managers(document: Document) -> list[tuple[str, str]]:
+def managers(document: dict) -> list[tuple[str, str]]:
     return sorted((entry["manager"], entry["operation"]) for entry in document["metadata"]["managedFields"])
 
 
@@ -106,3 +105,24 @@ def test_bad_manifests_are_refused_with_the_field(kubectl: Kubectl, namespace: s
     twice = kubectl("apply", *on, input=manifest(ports=[{"port": 80, "name": "a"}, {"port": 80, "name": "b"}]))
     assert 'spec.ports: duplicate entries for key [port=80,protocol="TCP"]' in twice.stderr
     assert "Unsupported value" in kubectl("apply", *on, input=manifest(type="Nope")).stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "field"),
+    [
+        ("PATCH", "force=true", "force"),
+        ("PATCH", "fieldManager=" + "m" * 129, "fieldManager"),
+        ("PUT", "fieldManager=a%0Ab", "fieldManager"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(
+    api: ApiClient, namespace: str, method: str, query: str, field: str
+) -> None:
+    services = f"{CORE}/namespaces/{namespace}/services"
+    made = api.create(services, json.loads(manifest()))
+    assert managers(made) == [("unknown", "Update")]  # this client does not say who it is
+    with pytest.raises(ApiRefused) as refused:
+        api.request(method, f"{services}/web?{query}", made)
+    assert refused.value.code == 422
+    assert [cause["field"] for cause in refused.value.status["details"]["causes"]] == [field]
+    assert api.request("GET", f"{services}/web") == made

@@ -1,8 +1,11 @@
 """Documents beside their schema: fields, differences, merges, as structured-merge-diff has them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from services_app.spec import fieldset, merging
+from services_app.spec import fieldset, merging, schema
+from services_app.spec.kinds import KINDS
 
 HTTP, DNS = 'k:{"port":80,"protocol":"TCP"}', 'k:{"port":53,"protocol":"UDP"}'
 
@@ -127,20 +130,17 @@ def test_what_holds_fields_is_a_member_when_asked_for():
     }
 
 
-def test_an_element_without_its_keys_is_refused():
-    with pytest.raises(ValueError, match="ports: an element omits its key 'port'"):
-        merging.fields_of("ServiceSpec", {"ports": [{"name": "x"}]})
-
-
-def test_duplicates_are_told_with_their_place():
+def test_elements_that_cannot_be_told_apart_are_named():
     pod = {
         "metadata": {"finalizers": ["a.example/b", "a.example/b"]},
-        "spec": {"containers": [{"name": "c", "env": [{"name": "X"}, {"name": "X"}]}]},
+        "spec": {"containers": [{"name": "c", "env": [{"name": "X"}, {"name": "X"}, {"value": "y"}]}]},
     }
-    assert merging.duplicates("Pod", pod) == [
+    assert merging.untold("Pod", pod) == [
         '.metadata.finalizers: duplicate entries for key [="a.example/b"]',
         '.spec.containers[name="c"].env: duplicate entries for key [name="X"]',
+        ".spec.containers[name=\"c\"].env: element omits its key 'name'",
     ]
+    assert merging.fields_of("PodSpec", {"imagePullSecrets": [{}]}) == {"f:imagePullSecrets": {"k:{}": {}}}
 
 
 @pytest.mark.parametrize(
@@ -212,3 +212,79 @@ def test_without_takes_members_and_what_is_below_them():
     fields = {"f:selector": {}, "f:ports": {'k:{"port":81,"protocol":"TCP"}': {}, HTTP: {"f:name": {}}}}
     assert merging.without("ServiceSpec", spec, fields) == {"type": "NodePort", "ports": [{"port": 80}]}
     assert merging.without("ObjectMeta", {"labels": {"a": "b"}}, {"f:labels": {"f:a": {}}}) == {"labels": None}
+
+
+# Laws, over every type of the schema
+
+SCALARS = {
+    "string": st.sampled_from(["a", "b", "TCP", "UDP"]),
+    "int32": st.sampled_from([53, 80]),
+    "int64": st.sampled_from([1, 2]),
+    "bool": st.booleans(),
+    "float": st.just(1.5),
+    "time": st.just("2024-05-01T12:00:00Z"),
+    "microtime": st.just("2024-05-01T12:00:00.000000Z"),
+    "quantity": st.sampled_from(["1", "2Gi"]),
+    "intstr": st.sampled_from([80, "http"]),
+}
+
+
+@st.composite
+def values(draw, type_name, depth=0):
+    """A part of a document of a type; elements of keyed lists have their keys, each once."""
+    if type_name in SCALARS:
+        return draw(SCALARS[type_name])
+    if type_name.startswith("{}"):
+        return draw(st.dictionaries(st.sampled_from("ab"), values(type_name[2:], depth + 1), max_size=2))
+    made = {}
+    names = [name for name, field in schema.fields(type_name).items() if "any" not in field.type]
+    for name in draw(st.lists(st.sampled_from(names), max_size=4, unique=True)):
+        field = schema.fields(type_name)[name]
+        if not field.is_list:
+            made[name] = draw(values(field.type, depth + 1))
+            continue
+        entries = draw(st.lists(values(field.element, depth + 1), max_size=2 if depth < 4 else 0))
+        if field.shape == "keyed":
+            keys = {key: SCALARS[schema.fields(field.element)[key].type] for key in field.list_keys}
+            entries = [entry | {key: draw(value) for key, value in keys.items()} for entry in entries]
+            entries = [*{merging.step_to(field, entry): entry for entry in entries}.values()]
+        made[name] = [*dict.fromkeys(entries)] if field.shape == "set" else entries
+    return made
+
+
+ROOTS = st.sampled_from([schema.root(kind) for kind in KINDS])
+PAIRS = ROOTS.flatmap(lambda root: st.tuples(st.just(root), values(root), values(root)))
+
+
+@given(PAIRS)
+def test_merging_gives_what_the_config_says_and_says_it_again_in_vain(drawn):
+    root, live, config = drawn
+    merged = merging.merge(root, live, config)
+    assert merging.merge(root, merged, config) == merged
+    assert merging.merge(root, live, {}) == live
+    named = merging.fields_of(root, config)
+    assert fieldset.difference(named, merging.fields_of(root, merged, containers=True)) == {}
+    taken, gone = merging.compare(root, live, merged)
+    assert fieldset.difference(taken, merging.fields_of(root, config, containers=True)) == {} and not gone
+
+
+@given(PAIRS)
+def test_what_differs_one_way_is_told_the_other_way(drawn):
+    root, old, new = drawn
+    assert merging.compare(root, old, old) == ({}, {})
+    taken, gone = merging.compare(root, old, new)
+    back_taken, back_gone = merging.compare(root, new, old)
+    assert fieldset.difference(gone, back_taken) == {} and fieldset.difference(back_gone, taken) == {}
+    everything = merging.fields_of(root, new, containers=True)
+    assert fieldset.difference(taken, everything) == {} and fieldset.intersection(gone, everything) == {}
+
+
+@given(PAIRS)
+def test_without_takes_what_is_named_and_nothing_else(drawn):
+    root, document, other = drawn
+    fields = merging.fields_of(root, other)
+    left = merging.fields_of(root, merging.without(root, document, fields))
+    before = merging.fields_of(root, document)
+    assert merging.without(root, document, {}) == document
+    emptied = fieldset.difference(left, before)  # a container that lost all it held is null, and so a field
+    assert fieldset.intersection(fieldset.difference(left, emptied), fields) == {}
