@@ -9,6 +9,7 @@ what: GetResetFields of pkg/registry/{core,discovery}/*/strategy.go.
 
 import json
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from services_app.spec import fieldset, merging, schema
@@ -117,9 +118,11 @@ def _given_by_server(kind: Kind, wanted: Document) -> FieldSet:
     return {"f:spec": fields} if fields else {}
 
 
-def _nothing(document: Document) -> Document:
-    """What a document is made from: its parts, empty."""
-    return {key: {} for key in ("metadata", "spec", "status") if key in document}
+@cache
+def _nothing(kind: Kind) -> Document:
+    """An object of which nothing was said: what is written even when empty. Not to be changed."""
+    zero: Document = schema.zero(schema.root(kind))
+    return {"metadata": {}, **zero}
 
 
 # Creates and updates
@@ -128,7 +131,7 @@ def _nothing(document: Document) -> Document:
 def created(kind: Kind, wanted: Document, prepared: Document, *, manager: str, now: str) -> Entries:
     """The entries of a new object. wanted: as it was sent; prepared: with its defaults, before anything is allocated."""
     part = _ownable(kind, prepared, "")
-    fields, _ = merging.compare(schema.root(kind), _nothing(part), part)
+    fields, _ = merging.compare(schema.root(kind), _nothing(kind), part)
     fields = fieldset.difference(fields, _given_by_server(kind, wanted))
     return [_entry(kind, manager, UPDATE, "", now, fields)] if fields else []
 
@@ -159,6 +162,16 @@ def updated(
             taken = fieldset.union(taken, entry["fieldsV1"])
         left.append(_entry(kind, manager, UPDATE, subresource, now, taken))
     return _in_order(_capped(left))
+
+
+def is_same(old: Document, new: Document) -> bool:
+    """Whether two states differ in nothing, or in the times of entries alone."""
+    if old == new:
+        return True
+    ours, theirs = (document["metadata"].get("managedFields") or [] for document in (old, new))
+    if [entry | {"time": ""} for entry in ours] != [entry | {"time": ""} for entry in theirs]:
+        return False
+    return old == new | {"metadata": new["metadata"] | {"managedFields": ours}}
 
 
 def _sent(wanted: Document, had: Entries) -> Entries:
@@ -261,7 +274,7 @@ def applied(
     """
     entries: Entries = []
     if live is None:
-        live = {"kind": kind.kind, "apiVersion": kind.api_version, **_nothing(config)}
+        live = {"kind": kind.kind, "apiVersion": kind.api_version}
     else:
         entries = live["metadata"].get("managedFields") or []
         if not entries and _fields(kind, config, subresource):
@@ -287,7 +300,7 @@ def _fields(kind: Kind, config: Document, subresource: str) -> FieldSet:
 def _found(kind: Kind, live: Document, subresource: str, now: str) -> Entries:
     """The entry for what an object holds that has none."""
     part = _ownable(kind, live, subresource)
-    fields, _ = merging.compare(schema.root(kind), _nothing(part), part)
+    fields, _ = merging.compare(schema.root(kind), _nothing(kind), part)
     return [_entry(kind, BEFORE_FIRST_APPLY, UPDATE, subresource, now, fields)] if fields else []
 
 

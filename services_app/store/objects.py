@@ -209,7 +209,7 @@ def update(
             raise Invalid(kind, name, errors)
         prepared["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
         _own(prepared, _owners(kind, old, wanted, prepared, subresource, actor, applied))
-        if prepared == old:
+        if managed_fields.is_same(old, prepared):
             return current
         with suppress(_LostRace):
             return retried(partial(_update_once, kind, current, old, prepared, cluster, actor, dry_run, subresource))

@@ -110,8 +110,13 @@ def test_an_address_that_was_asked_for_is_owned():
         ),
         (
             ENDPOINT_SLICE,
-            {"metadata": {"name": "s"}, "addressType": "IPv4", "endpoints": [], "ports": []},
-            [".addressType", ".endpoints", ".ports"],
+            {
+                "metadata": {"name": "s"},
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["192.0.2.1"]}],
+                "ports": [],
+            },
+            [".addressType", ".endpoints"],
         ),
     ],
     ids=["namespace", "slice"],
@@ -122,13 +127,19 @@ def test_what_a_create_of_other_kinds_owns(kind, document, paths):
     assert [*fieldset.paths(entry["fieldsV1"])] == paths
 
 
-def test_tolerations_and_priority_of_a_pod_are_nobodys():
+def test_the_entry_of_a_new_pod_is_that_of_kubernetes():
+    """As after `kubectl run web --image=app`: nothing of what admission adds, and of the containers no list as such."""
     document = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "app"}]}}
     made = objects.prepare_create(POD, document, namespace="shop", now=NOW, uid="u", cluster=SINGLE)
     (entry,) = managed_fields.created(POD, document, made, manager="m", now=T1)
-    paths = {*fieldset.paths(entry["fieldsV1"])}
-    assert '.spec.containers[name="c"].image' in paths
-    assert not {".spec.tolerations", ".spec.priority", ".status", ".metadata.uid"} & paths
+    container = "image imagePullPolicy name resources terminationMessagePath terminationMessagePolicy"
+    spec = "dnsPolicy enableServiceLinks restartPolicy schedulerName securityContext terminationGracePeriodSeconds"
+    assert entry["fieldsV1"] == {
+        "f:spec": {
+            "f:containers": {'k:{"name":"c"}': {".": {}, **{f"f:{name}": {} for name in container.split()}}},
+            **{f"f:{name}": {} for name in spec.split()},
+        }
+    }
 
 
 def test_an_update_takes_what_it_changes_from_its_owner():

@@ -3,9 +3,11 @@
 import json
 import threading
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from django.db import connections
+from django.utils import timezone
 
 from services_app import store
 from services_app.models import Change
@@ -72,6 +74,18 @@ def test_an_object_of_every_kind_is_made_by_an_apply_and_the_same_again_is_no_wr
     head = Change.objects.count()
     again, same = apply(kind, CONFIGS[kind], namespace=namespace)
     assert (again, same.created, Change.objects.count()) == (first, False, head)
+
+
+def test_a_value_that_the_server_replaces_is_no_write_again(world, monkeypatch):
+    config = service(clusterIP="", externalIPs=[], ports=[{"port": 80, "targetPort": 0}])
+    first, _ = apply(kinds.SERVICE, config)
+    head = Change.objects.count()
+    later = timezone.now() + timedelta(hours=1)
+    monkeypatch.setattr("django.utils.timezone.now", lambda: later)
+    again, _ = apply(kinds.SERVICE, config)
+    assert (again, Change.objects.count()) == (first, head)
+    moved, _ = apply(kinds.SERVICE, config | {"metadata": {"name": "web", "labels": {"x": "y"}}})
+    assert moved["metadata"]["managedFields"][0]["time"] == later.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def test_what_the_control_plane_adds_is_nobodys_and_stays(world):
