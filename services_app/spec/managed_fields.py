@@ -9,6 +9,7 @@ what: GetResetFields of pkg/registry/{core,discovery}/*/strategy.go.
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -45,6 +46,15 @@ _GIVEN = {
 # Managers
 
 
+@dataclass(frozen=True)
+class Author:
+    """In whose name, when (RFC 3339) and to which subresource an object is written; "" is the object itself."""
+
+    manager: str
+    now: str
+    subresource: str = ""
+
+
 def manager_of(field_manager: str, user_agent: str) -> str:
     """The name a write goes under: fieldManager, else the User-Agent up to its first slash."""
     if field_manager:
@@ -65,20 +75,21 @@ def validate_manager(field_manager: str) -> list[FieldError]:
     return errors
 
 
-def _entry(kind: Kind, manager: str, operation: str, subresource: str, time: str, fields: FieldSet) -> Document:
+def _entry(kind: Kind, author: Author, operation: str, fields: FieldSet) -> Document:
     entry = {
-        "manager": manager,
+        "manager": author.manager,
         "operation": operation,
         "apiVersion": kind.api_version,
-        "time": time,
+        "time": author.now,
         "fieldsType": "FieldsV1",
         "fieldsV1": fieldset.in_order(fields),
     }
-    return entry | {"subresource": subresource} if subresource else entry
+    return entry | {"subresource": author.subresource} if author.subresource else entry
 
 
-def _is_of(entry: Document, manager: str, operation: str, subresource: str) -> bool:
-    return (entry["manager"], entry["operation"], entry.get("subresource", "")) == (manager, operation, subresource)
+def _is_of(entry: Document, author: Author, operation: str) -> bool:
+    wanted = (author.manager, operation, author.subresource)
+    return (entry["manager"], entry["operation"], entry.get("subresource", "")) == wanted
 
 
 def _told(entry: Document) -> str:
@@ -128,39 +139,36 @@ def _nothing(kind: Kind) -> Document:
 # Creates and updates
 
 
-def created(kind: Kind, wanted: Document, prepared: Document, *, manager: str, now: str) -> Entries:
+def created(kind: Kind, wanted: Document, prepared: Document, author: Author) -> Entries:
     """The entries of a new object. wanted: as it was sent; prepared: with its defaults, before anything is allocated."""
     part = _ownable(kind, prepared, "")
     fields, _ = merging.compare(schema.root(kind), _nothing(kind), part)
     fields = fieldset.difference(fields, _given_by_server(kind, wanted))
-    return [_entry(kind, manager, UPDATE, "", now, fields)] if fields else []
+    return [_entry(kind, author, UPDATE, fields)] if fields else []
 
 
-def updated(
-    kind: Kind, old: Document, wanted: Document, prepared: Document, *, manager: str, subresource: str, now: str
-) -> Entries:
+def updated(kind: Kind, old: Document, wanted: Document, prepared: Document, author: Author) -> Entries:
     """The entries after an update from old to prepared, which was sent as wanted.
 
     Entries in wanted replace those there are, as kubectl does when it takes over from client-side apply; a single empty
     one takes all away. Those of a write that changes nothing stay as they are.
     """
     had: Entries = old["metadata"].get("managedFields") or []
-    entries = had if subresource else _sent(wanted, had)
+    entries = had if author.subresource else _sent(wanted, had)
     if not entries:
         return []
-    taken, gone = merging.compare(
-        schema.root(kind), _ownable(kind, old, subresource), _ownable(kind, prepared, subresource)
-    )
+    before, after = (_ownable(kind, document, author.subresource) for document in (old, prepared))
+    taken, gone = merging.compare(schema.root(kind), before, after)
     if not taken and not gone:
         return entries
     left = _losing(entries, fieldset.union(taken, gone))
     taken = fieldset.difference(taken, _given_by_server(kind, wanted))
     if taken:
-        own = [entry for entry in left if _is_of(entry, manager, UPDATE, subresource)]
+        own = [entry for entry in left if _is_of(entry, author, UPDATE)]
         left = [entry for entry in left if entry not in own]
         for entry in own:
             taken = fieldset.union(taken, entry["fieldsV1"])
-        left.append(_entry(kind, manager, UPDATE, subresource, now, taken))
+        left.append(_entry(kind, author, UPDATE, taken))
     return _in_order(_capped(left))
 
 
@@ -263,9 +271,7 @@ def configuration(kind: Kind, value: Any) -> tuple[Document, list[str]]:
     return document, twice
 
 
-def applied(
-    kind: Kind, live: Document | None, config: Document, *, manager: str, subresource: str, force: bool, now: str
-) -> Document:
+def applied(kind: Kind, live: Document | None, config: Document, author: Author, *, force: bool) -> Document:
     """The live object, None for one that is not there yet, with the configuration applied, entries included.
 
     What the manager applied before, does not apply now, and nobody else owns is removed. Raises ApplyConflict, naming
@@ -277,47 +283,39 @@ def applied(
         live = {"kind": kind.kind, "apiVersion": kind.api_version}
     else:
         entries = live["metadata"].get("managedFields") or []
-        if not entries and _fields(kind, config, subresource):
-            entries = _found(kind, live, subresource, now)
+        if not entries and _fields(kind, config, author):
+            entries = _found(kind, live, replace(author, manager=BEFORE_FIRST_APPLY))
     try:
-        document, entries = _merged(kind, live, config, entries, manager, subresource, force, now)
+        document, entries = _merged(kind, live, config, entries, author, force=force)
     except ApplyConflict as conflict:
-        if manager != KUBECTL or not _were_last_applied(kind, live, conflict):
+        if author.manager != KUBECTL or not _were_last_applied(kind, live, conflict):
             raise
-        document, entries = _merged(kind, live, config, entries, manager, subresource, True, now)
-    if manager == KUBECTL and LAST_APPLIED in ((live.get("metadata") or {}).get("annotations") or {}):
+        document, entries = _merged(kind, live, config, entries, author, force=True)
+    if author.manager == KUBECTL and LAST_APPLIED in ((live.get("metadata") or {}).get("annotations") or {}):
         document = _with_last_applied(document, config)
     metadata = {key: value for key, value in (document.get("metadata") or {}).items() if key != "managedFields"}
     return {**document, "metadata": metadata | ({"managedFields": entries} if entries else {})}
 
 
-def _fields(kind: Kind, config: Document, subresource: str) -> FieldSet:
-    """What the manager of a configuration will own."""
-    fields = merging.fields_of(schema.root(kind), _ownable(kind, config, subresource))
+def _fields(kind: Kind, config: Document, author: Author) -> FieldSet:
+    """What the author of a configuration will own."""
+    fields = merging.fields_of(schema.root(kind), _ownable(kind, config, author.subresource))
     return fieldset.in_order({step: below for step, below in fields.items() if step != "f:metadata" or below})
 
 
-def _found(kind: Kind, live: Document, subresource: str, now: str) -> Entries:
+def _found(kind: Kind, live: Document, author: Author) -> Entries:
     """The entry for what an object holds that has none."""
-    part = _ownable(kind, live, subresource)
-    fields, _ = merging.compare(schema.root(kind), _nothing(kind), part)
-    return [_entry(kind, BEFORE_FIRST_APPLY, UPDATE, subresource, now, fields)] if fields else []
+    fields, _ = merging.compare(schema.root(kind), _nothing(kind), _ownable(kind, live, author.subresource))
+    return [_entry(kind, author, UPDATE, fields)] if fields else []
 
 
 def _merged(
-    kind: Kind,
-    live: Document,
-    config: Document,
-    entries: Entries,
-    manager: str,
-    subresource: str,
-    force: bool,
-    now: str,
+    kind: Kind, live: Document, config: Document, entries: Entries, author: Author, *, force: bool
 ) -> tuple[Document, Entries]:
     """The merged document and its entries. Steps: merge, prune, look for conflicts, share out ownership."""
     root = schema.root(kind)
-    fields = _fields(kind, config, subresource)
-    own = next((entry for entry in entries if _is_of(entry, manager, APPLY, subresource)), None)
+    fields = _fields(kind, config, author)
+    own = next((entry for entry in entries if _is_of(entry, author, APPLY)), None)
     others = [entry for entry in entries if entry is not own]
     merged = merging.merge(root, live, config)
     if own:
@@ -325,7 +323,8 @@ def _merged(
         for entry in others:
             managed = fieldset.union(managed, entry["fieldsV1"])
         merged = _pruned(root, merged, own["fieldsV1"], managed)
-    taken, gone = merging.compare(root, _ownable(kind, live, subresource), _ownable(kind, merged, subresource))
+    before, after = (_ownable(kind, document, author.subresource) for document in (live, merged))
+    taken, gone = merging.compare(root, before, after)
     if not force:
         conflicts = [
             (_told(entry), path)
@@ -338,7 +337,7 @@ def _merged(
     if own and own["fieldsV1"] == fields and left == others and not taken and not gone:
         return merged, entries
     if fields:
-        left.append(_entry(kind, manager, APPLY, subresource, now, fields))
+        left.append(_entry(kind, author, APPLY, fields))
     return merged, _in_order(left)
 
 

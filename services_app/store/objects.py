@@ -115,8 +115,8 @@ def create(
         if applied:
             _own(prepared, document["metadata"].get("managedFields"))
         elif actor.manager:
-            entries = managed_fields.created(kind, document, prepared, manager=actor.manager, now=timestamp(now))
-            _own(prepared, entries)
+            author = managed_fields.Author(actor.manager, timestamp(now))
+            _own(prepared, managed_fields.created(kind, document, prepared, author))
         generated = not document.get("metadata", {}).get("name") and document["metadata"].get("generateName")
         try:
             return retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
@@ -231,15 +231,8 @@ def _owners(
         return wanted["metadata"].get("managedFields")
     if not actor.manager:
         return old["metadata"].get("managedFields")
-    return managed_fields.updated(
-        kind,
-        old,
-        wanted,
-        prepared,
-        manager=actor.manager,
-        subresource=subresource,
-        now=timestamp(timezone.now()),
-    )
+    author = managed_fields.Author(actor.manager, timestamp(timezone.now()), subresource)
+    return managed_fields.updated(kind, old, wanted, prepared, author)
 
 
 def apply(
@@ -260,12 +253,10 @@ def apply(
     creating: called before it is made; check: called with the merged object. Both may raise. force: fields that others
     own are taken over. Raises ApplyConflict, else as create and update.
     """
-    now = timestamp(timezone.now())
+    author = managed_fields.Author(actor.manager, timestamp(timezone.now()), subresource)
 
     def merged(live: Document | None) -> Document:
-        document = managed_fields.applied(
-            kind, live, config, manager=actor.manager, subresource=subresource, force=force, now=now
-        )
+        document = managed_fields.applied(kind, live, config, author, force=force)
         check(document)
         return document
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services_app.spec import fieldset, managed_fields, objects
 from services_app.spec.errors import ApplyConflict, BadRequest
 from services_app.spec.kinds import ENDPOINT_SLICE, NAMESPACE, POD, SERVICE
+from services_app.spec.managed_fields import Author
 from tests.spec.sample import NOW, SINGLE, prepared, service, stored
 
 T1, T2, T3 = (f"2024-05-01T12:0{minute}:00Z" for minute in (1, 2, 3))
@@ -24,9 +25,8 @@ def config(metadata=None, **spec):
 def apply(live, wanted, manager="one", *, force=False, subresource="", now=T1):
     """The object after an apply, as the store would keep it."""
     document, _ = managed_fields.configuration(SERVICE, wanted)
-    merged = managed_fields.applied(
-        SERVICE, live, document, manager=manager, subresource=subresource, force=force, now=now
-    )
+    author = Author(manager, now, subresource)
+    merged = managed_fields.applied(SERVICE, live, document, author, force=force)
     entries = merged["metadata"].get("managedFields")
     kept = (
         stored(merged)
@@ -39,17 +39,15 @@ def apply(live, wanted, manager="one", *, force=False, subresource="", now=T1):
 
 def create(wanted, manager="maker"):
     made = stored(wanted)
-    made["metadata"]["managedFields"] = managed_fields.created(
-        SERVICE, wanted, prepared(wanted), manager=manager, now=T1
-    )
-    return made
+    entries = managed_fields.created(SERVICE, wanted, prepared(wanted), Author(manager, T1))
+    return made | {"metadata": made["metadata"] | {"managedFields": entries}}
 
 
 def update(old, change, manager="editor", *, subresource="", now=T2):
     wanted = deepcopy(old)
     change(wanted)
     made = objects.prepare_update(SERVICE, old, wanted, subresource=subresource, cluster=SINGLE)
-    entries = managed_fields.updated(SERVICE, old, wanted, made, manager=manager, subresource=subresource, now=now)
+    entries = managed_fields.updated(SERVICE, old, wanted, made, Author(manager, now, subresource))
     made["metadata"].pop("managedFields", None)
     return made | {"metadata": made["metadata"] | ({"managedFields": entries} if entries else {})}
 
@@ -123,7 +121,7 @@ def test_an_address_that_was_asked_for_is_owned():
 )
 def test_what_a_create_of_other_kinds_owns(kind, document, paths):
     made = objects.prepare_create(kind, document, namespace="shop", now=NOW, uid="u", cluster=SINGLE)
-    (entry,) = managed_fields.created(kind, document, made, manager="m", now=T1)
+    (entry,) = managed_fields.created(kind, document, made, Author("m", T1))
     assert [*fieldset.paths(entry["fieldsV1"])] == paths
 
 
@@ -131,7 +129,7 @@ def test_the_entry_of_a_new_pod_is_that_of_kubernetes():
     """As after `kubectl run web --image=app`: nothing of what admission adds, and of the containers no list as such."""
     document = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "app"}]}}
     made = objects.prepare_create(POD, document, namespace="shop", now=NOW, uid="u", cluster=SINGLE)
-    (entry,) = managed_fields.created(POD, document, made, manager="m", now=T1)
+    (entry,) = managed_fields.created(POD, document, made, Author("m", T1))
     container = "image imagePullPolicy name resources terminationMessagePath terminationMessagePolicy"
     spec = "dnsPolicy enableServiceLinks restartPolicy schedulerName securityContext terminationGracePeriodSeconds"
     assert entry["fieldsV1"] == {
@@ -382,7 +380,7 @@ CONFIGS = st.builds(
 
 def merged(live, wanted, manager, *, force=True, now=T1):
     """An apply without what the kind adds to it."""
-    return managed_fields.applied(SERVICE, live, wanted, manager=manager, subresource="", force=force, now=now)
+    return managed_fields.applied(SERVICE, live, wanted, Author(manager, now), force=force)
 
 
 def canonical(document):
