@@ -219,9 +219,9 @@ class ObjectView(ApiView):
         config, twice = patches.configuration(target.kind, body, strict=strict)
         self._note_unknown(request, twice, "PatchOptions")
 
-        def check(merged: Document) -> None:
-            self._check_namespace(merged, target)
-            self._check_name(merged, target)
+        def check(live: Document | None, wanted: Document) -> None:
+            self._check_namespace(wanted, target)
+            self._check_name(wanted, target)
 
         stored = store.apply(
             target.kind,

@@ -242,7 +242,7 @@ def apply(
     config: Document,
     *,
     creating: Callable[[], None],
-    check: Callable[[Document], None],
+    check: Callable[[Document | None, Document], None],
     subresource: str = "",
     force: bool = False,
     actor: Actor,
@@ -250,14 +250,14 @@ def apply(
 ) -> Stored:
     """Apply a configuration in the name of the actor's manager; the object is made when it is not there.
 
-    creating: called before it is made; check: called with the merged object. Both may raise. force: fields that others
-    own are taken over. Raises ApplyConflict, else as create and update.
+    creating: called before it is made; check: called with the object as it is, None for none, and as it is wanted. Both
+    may raise. force: fields that others own are taken over. Raises ApplyConflict, else as create and update.
     """
     author = managed_fields.Author(actor.manager, timestamp(timezone.now()), subresource)
 
     def merged(live: Document | None) -> Document:
         document = managed_fields.applied(kind, live, config, author, force=force)
-        check(document)
+        check(live, document)
         return document
 
     for attempt in range(TRIES):
