@@ -222,6 +222,7 @@ class ObjectView(ApiView):
         def check(live: Document | None, wanted: Document) -> None:
             self._check_namespace(wanted, target)
             self._check_name(wanted, target)
+            auth.require_field_rights(request.user, target.kind, live, wanted, target.subresource)
 
         stored = store.apply(
             target.kind,

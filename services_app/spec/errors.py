@@ -216,28 +216,6 @@ class Conflict(ApiError):
         super().__init__(f'Operation cannot be fulfilled on {resource} "{name}": {message}', details=details)
 
 
-class ApplyConflict(ApiError):
-    """Others own fields that an apply would change. conflicts: (manager as it is told, path of a field)."""
-
-    code, reason = 409, "Conflict"
-
-    def __init__(self, conflicts: list[tuple[str, str]]) -> None:
-        self.conflicts = conflicts
-        causes = [
-            {"reason": "FieldManagerConflict", "message": f"conflict with {manager}", "field": path}
-            for manager, path in conflicts
-        ]
-        if len(conflicts) == 1:
-            ((manager, path),) = conflicts
-            message = f"Apply failed with 1 conflict: conflict with {manager}: {path}"
-        else:
-            lines = []
-            for manager in sorted({manager for manager, _ in conflicts}):
-                lines += [f"conflicts with {manager}:", *(f"- {path}" for who, path in conflicts if who == manager)]
-            message = f"Apply failed with {len(conflicts)} conflicts: " + "\n".join(lines)
-        super().__init__(message, details={"causes": causes})
-
-
 class Expired(ApiError):
     """The asked version or continue token is older than the log reaches. metadata: of the Status, for how to go on."""
 
@@ -286,6 +264,28 @@ class Invalid(ApiError):
         if errors:
             details["causes"] = [error.cause() for error in errors]
         super().__init__(message or "the server rejected our request due to an error in our request", details=details)
+
+
+class ApplyConflict(ApiError):
+    """Others own fields that an apply would change. conflicts: (manager as it is told, path of a field)."""
+
+    code, reason = 409, "Conflict"
+
+    def __init__(self, conflicts: list[tuple[str, str]]) -> None:
+        self.conflicts = conflicts
+        causes = [
+            {"reason": "FieldManagerConflict", "message": f"conflict with {manager}", "field": path}
+            for manager, path in conflicts
+        ]
+        if len(conflicts) == 1:
+            ((manager, path),) = conflicts
+            message = f"Apply failed with 1 conflict: conflict with {manager}: {path}"
+        else:
+            lines = []
+            for manager in sorted({manager for manager, _ in conflicts}):
+                lines += [f"conflicts with {manager}:", *(f"- {path}" for who, path in conflicts if who == manager)]
+            message = f"Apply failed with {len(conflicts)} conflicts: " + "\n".join(lines)
+        super().__init__(message, details={"causes": causes})
 
 
 class InternalError(ApiError):

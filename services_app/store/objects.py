@@ -218,6 +218,68 @@ def update(
     )
 
 
+def _check_version(kind: Kind, name: str, old: Document, wanted: Document) -> None:
+    """Raise Conflict when `wanted` was made from another version. None, or 0 where that is allowed, is any version."""
+    version = (wanted.get("metadata") or {}).get("resourceVersion")
+    if version in (None, "", "0"):
+        if not kind.unconditional_update:
+            raise Invalid(kind, name, [invalid("metadata.resourceVersion", 0, "must be specified for an update")])
+        wanted["metadata"].pop("resourceVersion", None)
+    elif version != old["metadata"]["resourceVersion"]:
+        raise Conflict(
+            kind, name, "the object has been modified; please apply your changes to the latest version and try again"
+        )
+
+
+def _update_once(
+    kind: Kind,
+    current: Stored,
+    old: Document,
+    prepared: Document,
+    cluster: ClusterSettings,
+    actor: Actor,
+    dry_run: bool,
+    subresource: str,
+) -> Stored:
+    document = deepcopy(prepared)
+    uid = UUID(old["metadata"]["uid"])
+    now = timezone.now()
+    with transaction.atomic():
+        if kind is kinds.SERVICE and not subresource:
+            if not dry_run:
+                claims.claim(uid, old, document, cluster)
+            _reset_programmed(old, document, now)
+        tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
+        if not model_of(kind).objects.filter(uid=uid, revision=current.revision).exists():
+            raise _LostRace
+        if kind is kinds.POD and subresource != "status":
+            document = _as_kubelet(document, now)
+        if dry_run:
+            raise _DryRun(Stored(encode(document), current.revision))
+        if document["metadata"].get("deletionTimestamp") and not _is_held(kind, document):
+            return _remove(tx, kind, document, current.document, cluster)
+        text = tx.update(kind, document, current.document)
+        revision = tx.log.revision
+        if kind is kinds.SERVICE and not subresource:
+            claims.release(uid, old, document, cluster)
+        tx.finish()
+    return Stored(text, revision)
+
+
+def _reset_programmed(old: Document, new: Document, now: datetime) -> None:
+    """Take the Programmed condition back when nodes have something new to hold."""
+    if old["spec"] == new["spec"]:
+        return
+    for condition in (new.get("status") or {}).get("conditions") or ():
+        if condition["type"] == PROGRAMMED and condition["status"] == "True":
+            condition.update(
+                status="False",
+                reason="Pending",
+                message="The newest spec is on its way to the nodes.",
+                lastTransitionTime=timestamp(now),
+            )
+
+
 def _owners(
     kind: Kind,
     old: Document,
@@ -279,68 +341,6 @@ def apply(
             if attempt == TRIES - 1:
                 raise
     raise AssertionError("unreachable")
-
-
-def _check_version(kind: Kind, name: str, old: Document, wanted: Document) -> None:
-    """Raise Conflict when `wanted` was made from another version. None, or 0 where that is allowed, is any version."""
-    version = (wanted.get("metadata") or {}).get("resourceVersion")
-    if version in (None, "", "0"):
-        if not kind.unconditional_update:
-            raise Invalid(kind, name, [invalid("metadata.resourceVersion", 0, "must be specified for an update")])
-        wanted["metadata"].pop("resourceVersion", None)
-    elif version != old["metadata"]["resourceVersion"]:
-        raise Conflict(
-            kind, name, "the object has been modified; please apply your changes to the latest version and try again"
-        )
-
-
-def _update_once(
-    kind: Kind,
-    current: Stored,
-    old: Document,
-    prepared: Document,
-    cluster: ClusterSettings,
-    actor: Actor,
-    dry_run: bool,
-    subresource: str,
-) -> Stored:
-    document = deepcopy(prepared)
-    uid = UUID(old["metadata"]["uid"])
-    now = timezone.now()
-    with transaction.atomic():
-        if kind is kinds.SERVICE and not subresource:
-            if not dry_run:
-                claims.claim(uid, old, document, cluster)
-            _reset_programmed(old, document, now)
-        tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
-        if not model_of(kind).objects.filter(uid=uid, revision=current.revision).exists():
-            raise _LostRace
-        if kind is kinds.POD and subresource != "status":
-            document = _as_kubelet(document, now)
-        if dry_run:
-            raise _DryRun(Stored(encode(document), current.revision))
-        if document["metadata"].get("deletionTimestamp") and not _is_held(kind, document):
-            return _remove(tx, kind, document, current.document, cluster)
-        text = tx.update(kind, document, current.document)
-        revision = tx.log.revision
-        if kind is kinds.SERVICE and not subresource:
-            claims.release(uid, old, document, cluster)
-        tx.finish()
-    return Stored(text, revision)
-
-
-def _reset_programmed(old: Document, new: Document, now: datetime) -> None:
-    """Take the Programmed condition back when nodes have something new to hold."""
-    if old["spec"] == new["spec"]:
-        return
-    for condition in (new.get("status") or {}).get("conditions") or ():
-        if condition["type"] == PROGRAMMED and condition["status"] == "True":
-            condition.update(
-                status="False",
-                reason="Pending",
-                message="The newest spec is on its way to the nodes.",
-                lastTransitionTime=timestamp(now),
-            )
 
 
 def _is_held(kind: Kind, document: Document) -> bool:
