@@ -180,7 +180,7 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if unknown:
             raise strict_error(unknown)
         metadata = document.get("metadata") or {}
-        actor = store.Actor(request.user.get_username())
+        actor = store.Actor(request.user.get_username(), manager="timonel-admin")
         if obj is None:
             namespace = (metadata.get("namespace") or "default") if self.kind.namespaced else ""
             stored = store.create(self.kind, document, namespace=namespace, actor=actor)

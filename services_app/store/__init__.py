@@ -1,9 +1,9 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports; `transaction` writes
-under the counter row and derives endpoints; `forms` says how objects lie in the database; `status` writes what nodes
-report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap` makes what every
-cluster has.
+`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports;
+`transaction` writes under the counter row and derives endpoints; `forms` says how objects lie in the database; `status`
+writes what nodes report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap`
+makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap

@@ -73,7 +73,8 @@ def require_right(
 
 def _actor_of(request: HttpRequest) -> store.Actor:
     """Who writes, for the log."""
-    return store.Actor(request.user.get_username(), request.headers.get("X-Request-Id") or str(uuid.uuid4()))
+    request_id = request.headers.get("X-Request-Id") or str(uuid.uuid4())
+    return store.Actor(request.user.get_username(), request_id, manager="timonel-dashboard")
 
 
 class ChangedMeanwhile(Exception):

@@ -225,6 +225,7 @@ SCALARS = {
     "time": st.just("2024-05-01T12:00:00Z"),
     "microtime": st.just("2024-05-01T12:00:00.000000Z"),
     "quantity": st.sampled_from(["1", "2Gi"]),
+    "bytes": st.sampled_from(["", "YQ==", "Yg=="]),
     "intstr": st.sampled_from([80, "http"]),
 }
 
