@@ -20,6 +20,7 @@ from services_app.plan.endpoints import ZONE
 from services_app.push import enroll, operations
 from services_app.push.errors import NodeError, remedy_of
 from services_app.push.keys import fingerprint, from_line
+from services_app.render.node import DNS_LISTEN
 from services_app.spec import kinds
 from services_app.spec.errors import ApiError
 from services_app.web.liveness import LIVE, NOT_ENROLLED, SEVERITY, NodeReport
@@ -29,7 +30,6 @@ from services_app.web.views import View, guarded, logged_in, page
 
 PER_PAGE = 50
 SHOWN = 50  # Pods, Services, events and changes on a node's page
-ADDRESS_OF_UNBOUND = "169.254.20.10"
 
 
 def may_operate(user: Any) -> bool:
@@ -201,7 +201,7 @@ def fingerprint_of(line: str) -> str:
 
 
 def read_node(name: str) -> NodeView | None:
-    """One node in full, None when neither the API nor the enrolled nodes know the name. Eleven queries."""
+    """One node in full, None when neither the API nor the enrolled nodes know the name. Ten queries."""
     if NUL in name:
         return None
     access = NodeAccess.objects.select_related("sync").filter(node=name).first()
@@ -354,7 +354,7 @@ def _undone(access: NodeAccess) -> Sequence[tuple[str, str]]:
     """What removal takes off the host: what, and where or why."""
     parts = [
         ("Rules", "the nftables table of Services, with every address and node port in it"),
-        ("Addresses and routes", f"{ADDRESS_OF_UNBOUND} on lo, and the routes of the service ranges"),
+        ("Addresses and routes", f"{DNS_LISTEN} on lo, and the routes of the service ranges"),
         ("Kernel settings", "forwarding, set back to what it was before the enrolment"),
         ("Name servers", "the Knot and unbound that Timonel started; the host's own stay as they are"),
         ("Files", "/usr/local/lib/timonel, /var/lib/timonel, /run/timonel"),
