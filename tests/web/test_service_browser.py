@@ -135,6 +135,22 @@ def test_what_is_typed_survives_a_change_by_somebody_else_and_both_are_kept(visi
     assert spec_of("orders")["ports"][0]["targetPort"] == 9090
 
 
+def test_a_form_that_cannot_be_sent_says_so_and_keeps_what_was_typed(visit):
+    page = visit.page
+    visit.open(EDIT)
+    page.get_by_label("Target port").fill("9090")
+    visit.context.clear_cookies(name="csrftoken")
+    page.get_by_role("button", name="Apply", exact=True).click()
+    alert = page.get_by_role("alert").filter(has_text="This could not be sent (status 403)")
+    expect(alert).to_be_visible()
+    expect(page.get_by_label("Target port")).to_have_value("9090")
+    page.route("**/edit/", lambda route: route.abort())
+    page.get_by_role("button", name="Apply", exact=True).click()
+    expect(page.get_by_role("alert").filter(has_text="This could not be sent. What")).to_be_visible()
+    assert spec_of("orders")["ports"][0]["targetPort"] == 8080
+    visit.complaints.clear()
+
+
 def test_yaml_is_mended_previewed_and_applied(visit):
     page = visit.page
     visit.open("/ui/services/")
