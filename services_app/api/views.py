@@ -20,7 +20,7 @@ from rest_framework.views import APIView
 from services_app import changes, store
 from services_app.api import auth, media, reviews
 from services_app.api.paths import Target, parse
-from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, protobuf, tables
+from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, tables
 from services_app.spec.errors import (
     AlreadyExists,
     ApiError,
@@ -387,38 +387,8 @@ class ObjectView(ApiView):
         return self._object(stored, accepted)
 
     def _delete_options(self, request: Request) -> Document:
-        body = self._body(request)
-        how: Document = {}
-        if body.strip():
-            try:
-                content_type = request.headers.get("Content-Type") or media.JSON
-                is_protobuf = content_type.split(";")[0].strip() == protobuf.PROTOBUF
-                how = protobuf.decode(body) if is_protobuf else json.loads(body)
-            except ValueError as err:
-                raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
-            if how.get("kind", "DeleteOptions") != "DeleteOptions":
-                raise BadRequest(f"the body is a {how['kind']}, not DeleteOptions")
-        query = request.query_params
-        if "gracePeriodSeconds" in query:
-            how["gracePeriodSeconds"] = options.integer(dict(query.lists()), "gracePeriodSeconds")
-        if "propagationPolicy" in query:
-            how["propagationPolicy"] = query["propagationPolicy"]
-        return self._checked_delete_options(how)
-
-    def _checked_delete_options(self, how: Document) -> Document:
-        policy = how.get("propagationPolicy")
-        if policy and "orphanDependents" in how:
-            rule = "orphanDependents and deletionPropagation cannot be both set"
-            raise _invalid_delete(FieldError("Invalid", "propagationPolicy", policy, rule))
-        if policy and policy not in ("Foreground", "Background", "Orphan"):
-            raise _invalid_delete(
-                FieldError("NotSupported", "propagationPolicy", policy, "Foreground, Background, Orphan")
-            )
-        if "orphanDependents" in how:
-            how["propagationPolicy"] = "Orphan" if how["orphanDependents"] else "Background"
-        if (how.get("gracePeriodSeconds") or 0) < 0:
-            how["gracePeriodSeconds"] = 1
-        return how
+        content_type = request.headers.get("Content-Type") or media.JSON
+        return options.read_delete(self._body(request), content_type, dict(request.query_params.lists()))
 
     def _delete_one(self, target: Target, name: str, how: Document) -> store.Stored:
         wanted = how.get("preconditions") or {}
@@ -545,10 +515,6 @@ def _is_kept(stored: store.Stored) -> bool:
 
 def _bad_option(field: str, value: Any, kind: str, named: str) -> ApiError:
     return options.about(named, [FieldError(kind, field, value)])
-
-
-def _invalid_delete(error: FieldError) -> ApiError:
-    return _bad_option(error.field, error.value, error.type, "DeleteOptions")
 
 
 def _without_type(kind: Kind, document: str) -> str:

@@ -1,4 +1,4 @@
-"""What a list or watch request asks for in its query: read, and judged as Kubernetes judges it.
+"""What a list, watch or delete asks for beside its object: read, and judged as Kubernetes judges it.
 
 Source: k8s v1.36 apimachinery/pkg/apis/internalversion/validation (ValidateListOptions), runtime/conversion.go for
 how parameters are read, and the table of resourceVersion semantics in the API concepts of the documentation.
@@ -7,12 +7,16 @@ how parameters are read, and the table of resourceVersion semantics in the API c
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from services_app.spec.errors import BadRequest, FieldError, Invalid, forbidden, not_supported
+from services_app.spec import wire
+from services_app.spec.errors import BadRequest, FieldError, Invalid, forbidden, invalid, not_supported
 from services_app.spec.kinds import Kind
 from services_app.spec.selectors import FieldSelector, Selector, parse_field_selector, parse_label_selector
 
 EXACT, NOT_OLDER_THAN = "Exact", "NotOlderThan"
+POLICIES = ("Background", "Foreground", "Orphan")
+DELETE = Kind("", "v1", "DeleteOptions", "deleteoptions", "deleteoptions", verbs=())
 
 Query = Mapping[str, Sequence[str]]
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}", re.ASCII)
@@ -78,6 +82,34 @@ def read(kind: Kind, query: Query, *, is_watch: bool = False) -> ListOptions:
         sends_initial=sends_initial,
         timeout_s=max(timeout_s, 0),
     )
+
+
+def read_delete(body: bytes, content_type: str, query: Query) -> dict[str, Any]:
+    """The options of a delete, from its body and its query. Raises BadRequest, Invalid and UnsupportedMediaType."""
+    asked: dict[str, Any] = {}
+    if body.strip():
+        given = wire.parse(body, content_type)
+        if not isinstance(given, dict) or given.get("kind", DELETE.kind) != DELETE.kind:
+            raise BadRequest("the body is not DeleteOptions")
+        # Any group may name the options its own.
+        asked, _ = wire.shaped(DELETE, {**given, "kind": DELETE.kind, "apiVersion": DELETE.version})
+    if "gracePeriodSeconds" in query:
+        asked["gracePeriodSeconds"] = integer(query, "gracePeriodSeconds")
+    if "propagationPolicy" in query:
+        asked["propagationPolicy"] = text(query, "propagationPolicy")
+    if "orphanDependents" in query:
+        asked["orphanDependents"] = flag(query, "orphanDependents")
+    policy = asked.get("propagationPolicy")
+    if policy and "orphanDependents" in asked:
+        rule = "orphanDependents and deletionPropagation cannot be both set"
+        raise about(DELETE.kind, [invalid("propagationPolicy", policy, rule)])
+    if policy and policy not in POLICIES:
+        raise about(DELETE.kind, [not_supported("propagationPolicy", policy, POLICIES)])
+    if "orphanDependents" in asked:
+        asked["propagationPolicy"] = "Orphan" if asked["orphanDependents"] else "Background"
+    if asked.get("gracePeriodSeconds", 0) < 0:
+        asked["gracePeriodSeconds"] = 1
+    return asked
 
 
 def _judge_list(version: str, match: str, continue_token: str, sends_initial: bool | None) -> list[FieldError]:

@@ -78,6 +78,7 @@ _POINTERS = {
     "ConfigMapVolumeSource": "defaultMode optional",
     "Container": "restartPolicy",
     "ContainerStatus": "started",
+    "DeleteOptions": "gracePeriodSeconds orphanDependents preconditions propagationPolicy",
     "DiscoveryEndpointPort": "appProtocol name port protocol",
     "DownwardAPIVolumeFile": "mode",
     "DownwardAPIVolumeSource": "defaultMode",

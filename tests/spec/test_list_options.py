@@ -1,4 +1,6 @@
-"""What the query of a list or watch may say, and what is answered when it may not."""
+"""What the options of a list, watch or delete may say, and what is answered when they may not."""
+
+import json
 
 import pytest
 
@@ -98,3 +100,40 @@ def test_initial_events_may_be_declined_or_not_mentioned():
     assert read(asked + "false", is_watch=True).sends_initial is False
     assert read(asked + "true", is_watch=True).sends_initial is True
     assert read("", is_watch=True).sends_initial is None
+
+
+def read_delete(body: object = None, **query: str):
+    text = b"" if body is None else json.dumps(body).encode()
+    return options.read_delete(text, "application/json", {name: [value] for name, value in query.items()})
+
+
+@pytest.mark.parametrize(
+    "body, query, policy, grace_s",
+    [
+        (None, {}, None, None),
+        ({"kind": "DeleteOptions", "apiVersion": "discovery.k8s.io/v1"}, {}, None, None),
+        ({"gracePeriodSeconds": 0}, {}, None, 0),
+        ({"gracePeriodSeconds": -5}, {}, None, 1),
+        ({"orphanDependents": False}, {}, "Background", None),
+        (None, {"orphanDependents": "true"}, "Orphan", None),
+        (None, {"propagationPolicy": "Foreground", "gracePeriodSeconds": "7"}, "Foreground", 7),
+    ],
+)
+def test_how_something_is_deleted(body, query, policy, grace_s):
+    asked = read_delete(body, **query)
+    assert (asked.get("propagationPolicy"), asked.get("gracePeriodSeconds")) == (policy, grace_s)
+
+
+@pytest.mark.parametrize("body", [[], "x", 5, {"kind": "Service"}, {"preconditions": []}, {"gracePeriodSeconds": "1"}])
+def test_a_body_that_is_no_delete_options_is_a_bad_request(body):
+    with pytest.raises(BadRequest):
+        read_delete(body)
+
+
+@pytest.mark.parametrize(
+    "body", [{"propagationPolicy": "Sideways"}, {"propagationPolicy": "Orphan", "orphanDependents": True}]
+)
+def test_policies_that_are_none_or_contradict(body):
+    with pytest.raises(Invalid) as refusal:
+        read_delete(body)
+    assert [error.field for error in refusal.value.errors] == ["propagationPolicy"]
