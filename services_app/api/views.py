@@ -181,7 +181,7 @@ class ObjectView(ApiView):
             return self._updated(target, replace, accepted, dry_run)
         except NotFound:
             self._check_uid(target, uid, "")
-            if not target.kind.put_creates or target.subresource:
+            if not target.kind.is_made_by_put or target.subresource:
                 raise
         with suppress(AlreadyExists):  # somebody was quicker
             return self._created(target, document, accepted, dry_run)

@@ -24,7 +24,7 @@ SUBRESOURCES = {
 class Kind:
     """A kind of API object. group is "" for the core group.
 
-    put_creates: a PUT to a name that is free creates. unconditional_update: a PUT may leave out the resourceVersion.
+    unconditional_update: a PUT may leave out the resourceVersion.
     """
 
     group: str
@@ -37,7 +37,7 @@ class Kind:
     subresources: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = VERBS
-    put_creates: bool = False
+    is_made_by_put: bool = False  # an update of what is not there creates it
     unconditional_update: bool = True
 
     @property
@@ -70,7 +70,7 @@ SERVICE = Kind(
     short_names=("svc",),
     subresources=("status",),
     categories=("all",),
-    put_creates=True,
+    is_made_by_put=True,
 )
 ENDPOINTS = Kind(
     group="",
@@ -79,7 +79,7 @@ ENDPOINTS = Kind(
     plural="endpoints",
     singular="endpoints",
     short_names=("ep",),
-    put_creates=True,
+    is_made_by_put=True,
 )
 ENDPOINT_SLICE = Kind(
     group="discovery.k8s.io", version="v1", kind="EndpointSlice", plural="endpointslices", singular="endpointslice"
@@ -105,7 +105,13 @@ NODE = Kind(
     subresources=("status",),
 )
 EVENT = Kind(
-    group="", version="v1", kind="Event", plural="events", singular="event", short_names=("ev",), put_creates=True
+    group="",
+    version="v1",
+    kind="Event",
+    plural="events",
+    singular="event",
+    short_names=("ev",),
+    is_made_by_put=True,
 )
 # The same objects as EVENT, in the form of the newer group
 EVENTS_EVENT = Kind(
@@ -115,7 +121,7 @@ EVENTS_EVENT = Kind(
     plural="events",
     singular="event",
     short_names=("ev",),
-    put_creates=True,
+    is_made_by_put=True,
 )
 CONFIG_MAP = Kind(
     group="", version="v1", kind="ConfigMap", plural="configmaps", singular="configmap", short_names=("cm",)
@@ -127,7 +133,7 @@ LEASE = Kind(
     kind="Lease",
     plural="leases",
     singular="lease",
-    put_creates=True,
+    is_made_by_put=True,
     unconditional_update=False,
 )
 INGRESS = Kind(
