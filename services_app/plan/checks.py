@@ -185,7 +185,9 @@ def check_endpoints(
     objects = {_key(item): item for item in endpoints_objects}
     yield from _check_selecting(known, pods, derived, objects, nodes)
     for name in derived.keys() - known.keys():
-        yield Finding("EndpointSliceLeaked", f"slices of {name} are left without their Service", name)
+        # Without an owner they were left behind on purpose: the policy Orphan.
+        if any(item["metadata"].get("ownerReferences") for item in derived[name]):
+            yield Finding("EndpointSliceLeaked", f"slices of {name} are left without their Service", name)
     for name in sorted(mirrors.keys() | objects.keys()):
         if name in known and _is_going(known[name]):
             continue

@@ -117,9 +117,9 @@ def test_reviews_are_answered_and_not_kept(api: ApiClient) -> None:
         with pytest.raises(ApiRefused) as refusal:
             api.create(path, {"spec": spec})
         assert refusal.value.code == 422
-    for method in ("GET", "DELETE"):
+    for method, query in (("GET", ""), ("GET", "?watch=1"), ("DELETE", "")):
         with pytest.raises(ApiRefused) as refusal:
-            api.request(method, path)
+            api.request(method, path + query)
         assert refusal.value.code == 405
 
 
