@@ -7,13 +7,14 @@ the group id as their mark; a frontend with the Local policy leads to two groups
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agents import process
 from agents.errors import AgentError
 from agents.state import Change
 
 UNTRANSLATED = ["--mark", "0"]
+_DELETE = ["-D", "-p", "udp"]
 _GROUP = 0x0FFFFFFF
 
 
@@ -120,12 +121,21 @@ def _to(key: str) -> list[str]:
     return ["--orig-port-dst", parts[1]]
 
 
-def forget(commands: Iterable[list[str]]) -> list[str]:
+def forget(commands: Sequence[list[str]]) -> list[str]:
     """Run the commands; sentences about those that failed. To find nothing is no failure."""
+    if len(commands) > 1:
+        lines = "".join(f"{' '.join([*_DELETE, *command])}\n" for command in commands)
+        try:
+            done = process.run(["conntrack", "--load-file", "-"], text=lines, timeout_s=60, reason="ConntrackFailed")
+        except AgentError as err:
+            return [err.message]
+        if not done.returncode:
+            return []
+    # One by one: conntrack before 1.4.7 takes no list, and of a list that failed the rest was not done.
     problems = []
     for arguments in commands:
         try:
-            done = process.run(["conntrack", "-D", "-p", "udp", *arguments], reason="ConntrackFailed")
+            done = process.run(["conntrack", *_DELETE, *arguments], reason="ConntrackFailed")
         except AgentError as err:
             problems.append(err.message)
             continue

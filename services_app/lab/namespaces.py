@@ -233,6 +233,18 @@ class Place:
             raise ProbeFailed(answer["error"])
         return answer
 
+    def refusal(self, host: str, port: int, *, protocol: str = "tcp", tries: int = 5) -> str:
+        """Why nobody answers there: "refused", what the kernel says here, "timeout", or "" when somebody does.
+
+        Silence is asked again: a host sends only a few ICMP errors at once (RFC 4443, 2.4 f).
+        """
+        reason = ""
+        for _ in range(tries):
+            reason = str(self.ask_often(host, port, 1, protocol=protocol, timeout_s=0.5)[0].get("error", ""))
+            if reason != "timeout":
+                break
+        return reason
+
     def ask_often(
         self, host: str, port: int, count: int, *, protocol: str = "tcp", timeout_s: float = 2.0
     ) -> list[Message]:

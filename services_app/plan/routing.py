@@ -175,7 +175,7 @@ def _endpoints(
     ready: dict[tuple[str, int], Backend] = {}
     draining: dict[tuple[str, int], Backend] = {}
     for item in slices:
-        number = _port_number(item, port.get("name") or "")
+        number = _port_number(item, port)
         if number is None or item["addressType"] != f"IPv{version}":
             continue
         for endpoint in item.get("endpoints") or ():
@@ -206,9 +206,11 @@ def by_node(backends: Iterable[Backend]) -> dict[str, tuple[Backend, ...]]:
     return {node: tuple(on_it) for node, on_it in sorted(found.items())}
 
 
-def _port_number(item: Document, name: str) -> int | None:
+def _port_number(item: Document, wanted: Document) -> int | None:
+    """The number of a Service port in a slice: by name and protocol, as kube-proxy's endpointslicecache.go."""
     for port in item.get("ports") or ():
-        if (port.get("name") or "") == name:
+        is_same_name = (port.get("name") or "") == (wanted.get("name") or "")
+        if is_same_name and (port.get("protocol") or "TCP") == wanted["protocol"]:
             return port.get("port")
     return None
 

@@ -47,7 +47,8 @@ def _wanted(
     found: list[tuple[str, str, str]] = []  # state, endpoint, node
     for item in slices:
         for of_slice in item.get("ports") or ():
-            if item["addressType"] == f"IPv{version}" and of_slice.get("name", "") == port.get("name", ""):
+            names = of_slice.get("name", ""), of_slice["protocol"].lower()
+            if item["addressType"] == f"IPv{version}" and names == (port.get("name", ""), protocol):
                 for endpoint in item["endpoints"] or ():
                     conditions = endpoint.get("conditions", {})
                     is_draining = conditions.get("serving", True) and conditions.get("terminating")

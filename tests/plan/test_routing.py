@@ -137,6 +137,12 @@ def test_two_numbers_behind_one_port_name_are_both_reached():
     assert route.cluster.backends == (Backend("10.0.0.1", 8080, "a"), Backend("10.0.0.2", 9090, "a"))
 
 
+def test_a_slice_of_another_protocol_is_of_no_use():
+    service = a_service(ports=[{"name": "http", "port": 80, "protocol": "UDP"}])
+    (route,) = routing.plan_routes(service, [a_slice(("10.0.0.1", "a", READY))], {("UDP/80", "Cluster"): 7})
+    assert not route.has_endpoints
+
+
 def test_two_pods_may_share_their_nodes_address():
     slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.1", "a", READY), port=9090)]
     (route,) = routing.plan_routes(a_service(), slices, GROUPS)
