@@ -14,6 +14,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 import paramiko
+from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
@@ -99,6 +100,12 @@ def enroll(host: Host, confirm: Callable[[str], bool], *, by: str) -> Iterator[S
     yield Step("the agent belongs to this control plane", "record the node")
     _write_records(host, node_ips, to_line(shown), by)
     yield Step(f"node {host.name} ({', '.join(node_ips)}) recorded", "request the first push")
+    wanted: set[int] = {cidr.version for cidr in settings.TIMONEL_SERVICE_CIDRS}
+    for missing in sorted(wanted - {ip_address(address).version for address in node_ips}):
+        yield Step(
+            f"it has no IPv{missing} address and does not reach Services by it: enrol again with --node-ip A,B",
+            "request the first push",
+        )
     store.adopt_pods(host.name, actor=store.Actor(by))
     wake.request_wake()
     yield Step("first push requested")
