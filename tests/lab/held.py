@@ -14,6 +14,8 @@ from services_app.lab.network import Node
 # "refuse" or "drop"; and "sticky 600" where clients keep their endpoint
 Routes = dict[tuple[str, str, int], frozenset[str]]
 
+NO_GROUP = frozenset({"a group that is not there"})  # also where the maps changed between two looks
+
 _ELEMENTS = re.compile(r"elements = \{(.*?)\}", re.DOTALL)
 
 
@@ -102,10 +104,10 @@ def held_routes(node: Node) -> Routes:
             endpoints[int(group, 16)] = frozenset(texts)
         for key, mark in _elements(node, ip, "frontends"):
             address, protocol, port = key.split(" . ")
-            routes[address, protocol, int(port)] = endpoints[int(mark, 16) & 0x0FFFFFFF]
+            routes[address, protocol, int(port)] = endpoints.get(int(mark, 16) & 0x0FFFFFFF, NO_GROUP)
         for key, mark in _elements(node, ip, "nodeports"):
             protocol, port = key.split(" . ")
-            routes[node_port_word, protocol, int(port)] = endpoints[int(mark, 16) & 0x0FFFFFFF]
+            routes[node_port_word, protocol, int(port)] = endpoints.get(int(mark, 16) & 0x0FFFFFFF, NO_GROUP)
     return routes
 
 
