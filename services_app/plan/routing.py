@@ -6,6 +6,7 @@ Rules: k8s v1.36 pkg/proxy (endpointslicecache.go, topology.go) and the Kubernet
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Any
 
@@ -117,7 +118,7 @@ def plan_routes(service: Document, slices: Iterable[Document], groups: Groups) -
     for port in spec.get("ports") or ():
         for text in cluster_ips:
             of_family = tuple(address for address in external if (":" in address) == (":" in text))
-            routes.append(_route(spec, port, str(ip_address(text)), of_family, slices, groups))
+            routes.append(_route(spec, port, canonical_address(text) or text, of_family, slices, groups))
     return tuple(routes)
 
 
@@ -136,7 +137,7 @@ def _route(
     groups: Groups,
 ) -> Route:
     """Which endpoints each policy takes follows k8s v1.36 pkg/proxy/topology.go, CategorizeEndpoints."""
-    version = ip_address(cluster_ip).version
+    version = 6 if ":" in cluster_ip else 4
     ready, draining = _endpoints(port, slices, version)
     node_port = port.get("nodePort") or None
     is_external = bool(node_port or external_ips)
@@ -278,13 +279,14 @@ def _dashed(address: str) -> str:
 
 
 def _address_record(name: str, address: str) -> Record:
-    return Record(name, "AAAA" if ":" in address else "A", str(ip_address(address)))
+    return Record(name, "AAAA" if ":" in address else "A", canonical_address(address) or address)
 
 
 def _srv(port_name: str, protocol: str, name: str, number: int, target: str) -> Record:
     return Record(f"_{port_name}._{protocol.lower()}.{name}", "SRV", f"0 100 {number} {target}")
 
 
+@lru_cache(maxsize=1 << 16)  # parsing was half of the time to render a Service; the same addresses come again and again
 def canonical_address(text: str) -> str | None:
     """An address as everybody spells it, None for what is none: a Pod's status is whatever somebody reported."""
     try:
