@@ -125,6 +125,8 @@ def read_database(name: str, default: str) -> dict[str, object]:
         "OPTIONS": {
             "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 30},
             "server_side_binding": True,
+            # The store's few statements are planned once a connection; planning took a third of the database's time.
+            "prepare_threshold": 5,
         },
     }
 

@@ -4,6 +4,7 @@ DRF authenticates, asks for permission and dispatches; documents are handed out 
 """
 
 import json
+import logging
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import yaml
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.renderers import JSONRenderer
@@ -33,11 +35,14 @@ from services_app.spec.errors import (
     NotAcceptable,
     NotFound,
     RequestTooLarge,
+    ServiceUnavailable,
     Unauthorized,
     forbidden,
     required,
 )
 from services_app.spec.kinds import Kind
+
+logger = logging.getLogger(__name__)
 
 Document = dict[str, Any]
 
@@ -81,8 +86,11 @@ class ApiView(APIView):
             if exc.status_code in (401, 403):
                 return error_response(Unauthorized())
             return error_response(BadRequest(str(exc.detail)))
-        answer: HttpResponse = super().handle_exception(exc)
-        return answer
+        if isinstance(exc, OperationalError):
+            logger.warning("cannot answer: the database is away: %s reason=database_away", exc)
+            return error_response(ServiceUnavailable("the database is away; try again"))
+        logger.error("cannot answer", exc_info=exc)
+        return error_response(InternalError(f"Internal error occurred: {type(exc).__name__}"))
 
 
 def error_response(error: ApiError) -> HttpResponse:
@@ -90,6 +98,8 @@ def error_response(error: ApiError) -> HttpResponse:
     response = HttpResponse(json.dumps(error.status()), status=error.code, content_type=media.JSON)
     if error.code == 401:
         response["WWW-Authenticate"] = "Bearer"
+    if error.code == 503:
+        response["Retry-After"] = "1"
     return response
 
 

@@ -37,6 +37,7 @@ class Cluster:
         bind: str = "127.0.0.1:0",
         web_processes: int = 2,
         durable: bool = True,
+        environment: dict[str, str] | None = None,
         kubectl: str = "kubectl",
         service_cidrs: str = "",
         say: Say = lambda line: None,
@@ -44,10 +45,8 @@ class Cluster:
         """service_cidrs: as TIMONEL_SERVICE_CIDRS; "" for the usual range. With IPv6 nodes are enrolled with both."""
         self.directory = directory
         self.say = say
-        environment = {"TIMONEL_SERVICE_CIDRS": service_cidrs} if service_cidrs else {}
-        self.stack = Stack(
-            directory, bind, web_processes=web_processes, durable=durable, environment=environment, say=say
-        )
+        settings = {**(environment or {}), **({"TIMONEL_SERVICE_CIDRS": service_cidrs} if service_cidrs else {})}
+        self.stack = Stack(directory, bind, web_processes=web_processes, durable=durable, environment=settings, say=say)
         self._is_dual_stack = ":" in service_cidrs
         self.lab = Lab(nodes=nodes, containers=containers, progress=say)
         self._kubectl_program = kubectl

@@ -288,6 +288,12 @@ class ApplyConflict(ApiError):
         super().__init__(message, details={"causes": causes})
 
 
+class ServiceUnavailable(ApiError):
+    """Something the control plane needs is away; to ask again soon may work. Whether a write was stored is not known."""
+
+    code, reason = 503, "ServiceUnavailable"
+
+
 class InternalError(ApiError):
     """Something that is no fault of the request, or that Kubernetes does not treat as one."""
 

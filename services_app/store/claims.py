@@ -30,25 +30,35 @@ _CLAIM_GIVEN = {
     _PORT: "INSERT INTO services_app_nodeportclaim (port, service_id) VALUES (%s::int, %s)"
     " ON CONFLICT DO NOTHING RETURNING 1",
 }
-# Takes the value that has been free for longest; a value another transaction is about to take is passed over.
+# Takes the values that have been free for longest; one another transaction is about to take is passed over.
+# An array, not IN: the planner may run a subquery of IN once a row, each time locking and skipping what it took before.
 _TAKE_FREE = (
-    "WITH pick AS (DELETE FROM services_app_freevalue WHERE id = (SELECT id FROM services_app_freevalue"
-    " WHERE pool = %s ORDER BY band, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING value), claim AS ({insert})"
-    " SELECT (SELECT value FROM pick), (SELECT count(*) FROM claim)"
+    "WITH pick AS (DELETE FROM services_app_freevalue WHERE id = ANY(ARRAY(SELECT id FROM services_app_freevalue"
+    " WHERE pool = %s ORDER BY band, id LIMIT %s FOR UPDATE SKIP LOCKED)) RETURNING band, id, value), claim AS ({insert})"
+    " SELECT value, value{cast} IN (SELECT value FROM claim) FROM pick ORDER BY band, id"
 )
 _CLAIM_FREE = {
     _ADDRESS: _TAKE_FREE.format(
         insert="INSERT INTO services_app_clusteripclaim (address, service_id) SELECT value::inet, %s FROM pick"
-        " ON CONFLICT DO NOTHING RETURNING 1"
+        " ON CONFLICT DO NOTHING RETURNING address AS value",
+        cast="::inet",
     ),
     _PORT: _TAKE_FREE.format(
         insert="INSERT INTO services_app_nodeportclaim (port, service_id) SELECT value::int, %s FROM pick"
-        " ON CONFLICT DO NOTHING RETURNING 1"
+        " ON CONFLICT DO NOTHING RETURNING port AS value",
+        cast="::int",
     ),
 }
+# Places of values that no range has are not in the arrays: those are only deleted.
+_GIVE_BACK = (
+    "WITH gone AS (DELETE FROM {table} WHERE service_id = %s AND {column} = ANY(%s::{type}[]) RETURNING {column} AS value)"
+    " INSERT INTO services_app_freevalue (pool, band, value)"
+    " SELECT * FROM unnest(%s::text[], %s::smallint[], %s::text[]) AS place (pool, band, value)"
+    " WHERE place.value::{type} IN (SELECT value FROM gone) ON CONFLICT DO NOTHING"
+)
 _RELEASE = {
-    _ADDRESS: "DELETE FROM services_app_clusteripclaim WHERE service_id = %s AND address = %s::inet RETURNING 1",
-    _PORT: "DELETE FROM services_app_nodeportclaim WHERE service_id = %s AND port = %s::int RETURNING 1",
+    _ADDRESS: _GIVE_BACK.format(table="services_app_clusteripclaim", column="address", type="inet"),
+    _PORT: _GIVE_BACK.format(table="services_app_nodeportclaim", column="port", type="int"),
 }
 _CLAIM_HELD = {
     _ADDRESS: "INSERT INTO services_app_clusteripclaim (address, service_id) VALUES (%s::inet, %s)"
@@ -76,14 +86,9 @@ def claim(uid: UUID, old: Document | None, new: Document, cluster: ClusterSettin
 
 def release(uid: UUID, old: Document, new: Document | None, cluster: ClusterSettings) -> None:
     """Give back what `old` held and `new` does not; new None: everything, as when a Service goes."""
-    kept = set(allocation.cluster_ips_of(new))
-    for address in allocation.cluster_ips_of(old):
-        if address not in kept:
-            _release_one(*_place(address, cluster), uid, address)
-    kept_ports = set(allocation.node_ports_of(new))
-    for port in allocation.node_ports_of(old):
-        if port not in kept_ports:
-            _release_one(*_place(str(port), cluster), uid, str(port))
+    _release(_ADDRESS, uid, set(allocation.cluster_ips_of(old)) - set(allocation.cluster_ips_of(new)), cluster)
+    ports = set(allocation.node_ports_of(old)) - set(allocation.node_ports_of(new))
+    _release(_PORT, uid, {*map(str, ports)}, cluster)
 
 
 # Mending what `plan.checks` found; values as text, a number being a node port
@@ -100,7 +105,7 @@ def claim_held(uid: UUID, value: str, cluster: ClusterSettings) -> None:
 
 def release_leaked(uid: UUID, value: str, cluster: ClusterSettings) -> None:
     """Give back what is claimed for a Service that does not hold it."""
-    _release_one(*_place(value, cluster), uid, value)
+    _release(_PORT if value.isdigit() else _ADDRESS, uid, {value}, cluster)
 
 
 def offer(value: str, cluster: ClusterSettings) -> None:
@@ -109,7 +114,9 @@ def offer(value: str, cluster: ClusterSettings) -> None:
     with connection.cursor() as cursor:
         cursor.execute(_CLAIMED[what].format(value="%s"), [value])
         if cursor.fetchone() is None and place is not None:
-            _put_free(cursor, place, value)
+            pool, offset = place
+            sql = "INSERT INTO services_app_freevalue (pool, band, value) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+            cursor.execute(sql, [pool.name, pool.band_at(offset), value])
 
 
 def withdraw(pool: str, value: str) -> None:
@@ -143,15 +150,15 @@ def _claim_addresses(uid: UUID, old: Document | None, new: Document, cluster: Cl
     for index, family in allocation.missing_families(new):
         version = 6 if family == "IPv6" else 4
         pools = [allocation.address_pool(cidr) for cidr in cluster.service_cidrs if cidr.version == version]
-        address_text = _claim_free(_ADDRESS, uid, pools)
-        if address_text is None:
+        given = _claim_free(_ADDRESS, uid, pools, 1)
+        if not given:
             ranges = ", ".join(pool.name for pool in pools)
             detail = f"no free {family} address: every one of {ranges} is in use; delete a Service or widen the range"
             errors.append(FieldError("Invalid", "spec.clusterIPs", spec.get("clusterIPs"), detail))
             continue
         addresses = list(spec.get("clusterIPs") or [])
         addresses += [""] * (index + 1 - len(addresses))
-        addresses[index] = address_text
+        addresses[index] = given[0]
         spec["clusterIPs"] = addresses
     if spec.get("clusterIPs"):
         spec["clusterIP"] = spec["clusterIPs"][0]
@@ -173,19 +180,22 @@ def _claim_ports(uid: UUID, old: Document | None, new: Document, cluster: Cluste
     if errors:
         return errors
     full = f"no free node port: every one of {pool.name.removeprefix('node-ports ')} is in use"
-    for index, twin in allocation.missing_node_ports(new):
-        shared = ports[twin].get("nodePort") if twin is not None else None
-        text = str(shared) if shared else _claim_free(_PORT, uid, [pool])
-        if text is None:
+    missing = allocation.missing_node_ports(new)
+    wants_health_check = allocation.wants_health_check_port(new)
+    wanted = sum(twin is None for _, twin in missing) + wants_health_check
+    free = iter(_claim_free(_PORT, uid, [pool], wanted))
+    for index, twin in missing:
+        number = ports[twin].get("nodePort") if twin is not None else int(next(free, "0"))
+        if number:
+            ports[index]["nodePort"] = number
+        else:
             errors.append(FieldError("Invalid", f"spec.ports[{index}].nodePort", 0, full))
+    if wants_health_check:
+        number = int(next(free, "0"))
+        if number:
+            new["spec"]["healthCheckNodePort"] = number
         else:
-            ports[index]["nodePort"] = int(text)
-    if allocation.wants_health_check_port(new):
-        text = _claim_free(_PORT, uid, [pool])
-        if text is None:
             errors.append(FieldError("Invalid", "spec.healthCheckNodePort", 0, full))
-        else:
-            new["spec"]["healthCheckNodePort"] = int(text)
     return errors
 
 
@@ -200,23 +210,24 @@ def _claim_given(what: str, place: tuple[PoolRange, int] | None, uid: UUID, valu
     return True
 
 
-def _claim_free(what: str, uid: UUID, pools: Sequence[PoolRange]) -> str | None:
-    """A free value, now the Service's; None when every pool is used up."""
+def _claim_free(what: str, uid: UUID, pools: Sequence[PoolRange], wanted: int) -> list[str]:
+    """So many free values, now the Service's; fewer when every pool is used up."""
+    given: list[str] = []
     with connection.cursor() as cursor:
         for pool in pools:
             may_have_more = True
-            while True:
-                cursor.execute(_CLAIM_FREE[what], [pool.name, uid])
-                value, claimed = cursor.fetchone()
-                if claimed:
-                    return value
-                if value is not None:
-                    continue  # it turned out to be claimed, and is off the list now
+            while len(given) < wanted:
+                cursor.execute(_CLAIM_FREE[what], [pool.name, wanted - len(given), uid])
+                picked = cursor.fetchall()
+                # What turned out to be claimed is off the list now.
+                given += [value for value, is_ours in picked if is_ours]
+                if picked:
+                    continue
                 if not may_have_more:
                     break
                 # Somebody else may have laid out the rest while we waited for the pool: then look once more.
                 may_have_more = _lay_out(what, pool)
-    return None
+    return given
 
 
 def _lay_out(what: str, pool: PoolRange) -> bool:
@@ -252,18 +263,17 @@ def _first_address(pool: PoolRange) -> str | None:
     return str(IPv4Address(pool.first) if pool.version == 4 else IPv6Address(pool.first))
 
 
-def _release_one(what: str, place: tuple[PoolRange, int] | None, uid: UUID, value: str) -> None:
+def _release(what: str, uid: UUID, values: set[str], cluster: ClusterSettings) -> None:
+    """Give values back that the Service has, all in one statement: this runs under the counter row.
+
+    They are on offer again also when their pool is not laid out so far: a look at how far it is would miss who lays it
+    out right now, and lose the value.
+    """
+    if not values:
+        return
+    ordered = sorted(values)
+    places = [(place, value) for value in ordered if (place := _place(value, cluster)[1]) is not None]
+    pools = [pool.name for (pool, _), _ in places]
+    bands = [pool.band_at(offset) for (pool, offset), _ in places]
     with connection.cursor() as cursor:
-        cursor.execute(_RELEASE[what], [uid, value])
-        if cursor.fetchone() is None or place is None:
-            return
-        _put_free(cursor, place, value)
-
-
-def _put_free(cursor: Any, place: tuple[PoolRange, int], value: str) -> None:
-    # Also when the pool is not laid out so far: a look at how far it is would miss who lays it out right now.
-    pool, offset = place
-    cursor.execute(
-        "INSERT INTO services_app_freevalue (pool, band, value) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
-        [pool.name, pool.band_at(offset), value],
-    )
+        cursor.execute(_RELEASE[what], [uid, ordered, pools, bands, [value for _, value in places]])
