@@ -1,29 +1,15 @@
 """The real kubectl against the real server: what people type first."""
 
 import json
+import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from services_app.lab.client import CORE, ApiClient, Kubectl, pod
 from services_app.lab.samples import MANIFESTS
 from services_app.local.supervisor import Stack
-
-
-@pytest.fixture
-def namespace(kubectl: Kubectl, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = request.node.name.replace("_", "-").removeprefix("test-")[:40].rstrip("-")
-    assert said(kubectl("create", "namespace", name)) == f"namespace/{name} created"
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
-
-
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.api.conftest import said
 
 
 def test_apply_get_change_delete(kubectl: Kubectl, namespace: str) -> None:
@@ -44,6 +30,57 @@ def test_apply_get_change_delete(kubectl: Kubectl, namespace: str) -> None:
     assert said(kubectl("get", "svc", *on, "-l", "tier!=web", "-o", "name")) == ""
     assert "deleted" in said(kubectl("delete", "svc", "mi-servicio", *on))
     assert "NotFound" in kubectl("get", "svc", "mi-servicio", *on).stderr
+
+
+def test_an_ordinary_day(stack: Stack, kubectl: Kubectl, namespace: str) -> None:
+    """Look, narrow, edit, watch, wait, describe and delete, as people do between two applies."""
+    on = ("-n", namespace)
+    said(kubectl("apply", *on, "-f", str(MANIFESTS / "service-with-two-ports.yaml")))
+    said(kubectl("create", "service", "clusterip", "other", "--tcp=80:8080", *on))
+    wide = said(kubectl("get", "svc", "mi-servicio", *on, "-o", "wide", "--no-headers")).split()
+    assert (wide[1], wide[3], wide[4], wide[6]) == ("ClusterIP", "<none>", "80/TCP,443/TCP", "app=MiApp")
+    assert "clusterIPs:" in said(kubectl("get", "svc", "mi-servicio", *on, "-o", "yaml"))
+    everywhere = said(kubectl("get", "svc", "-A", "--no-headers"))
+    assert [line.split()[:2] for line in everywhere.splitlines()].count([namespace, "mi-servicio"]) == 1
+    said(kubectl("label", "svc", "other", *on, "tier=web"))
+    assert said(kubectl("get", "svc", *on, "-l", "tier in (web,api)", "-o", "name")) == "service/other"
+    assert said(kubectl("get", "svc", *on, "--field-selector", "metadata.name=other", "-o", "name")) == "service/other"
+    by_name = said(kubectl("get", "svc", *on, "--sort-by=.metadata.name", "-o", "name"))
+    assert by_name.split() == ["service/mi-servicio", "service/other"]
+    # kubectl edit: the whole object goes to an editor and comes back as a patch.
+    environment = {**os.environ, "KUBE_EDITOR": "sed -i s/port:.80$/port:\\ 8081/", "HOME": str(stack.data_dir)}
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment.pop(name, None)
+    edit = ["kubectl", f"--kubeconfig={stack.kubeconfig}", "edit", "svc", "mi-servicio", *on]
+    edited = subprocess.run(edit, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "service/mi-servicio edited" in said(edited)
+    ports = "jsonpath={.spec.ports[*].port}"
+    assert sorted(said(kubectl("get", "svc", "mi-servicio", *on, "-o", ports)).split()) == ["443", "8081"]
+    assert said(kubectl("diff", *on, "-f", "-", input=service_text("other", 8080))) == ""
+    described = said(kubectl("describe", "svc", "mi-servicio", *on))
+    assert all(word in described for word in ("Selector:", "app=MiApp", "Port:", "8081/TCP", "Endpoints:"))
+    said(kubectl("annotate", "svc", "other", *on, "note=x"))
+    said(kubectl("set", "selector", "svc", "other", "app=changed", *on))
+    assert said(kubectl("get", "svc", "other", *on, "-o", "jsonpath={.spec.selector.app}")) == "changed"
+    said(kubectl("wait", "--for=jsonpath={.spec.type}=ClusterIP", "svc/other", *on, "--timeout=10s"))
+    said(kubectl("replace", *on, "-f", "-", input=service_text("other", 9090)))
+    assert said(kubectl("get", "svc", "other", *on, "-o", "jsonpath={.spec.ports[0].targetPort}")) == "9090"
+    assert said(kubectl("delete", "svc", "--all", *on)).count("deleted") == 2
+    assert said(kubectl("get", "svc,endpoints,endpointslices", *on, "-o", "name")) == ""
+
+
+def service_text(name: str, target: int) -> str:
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": name, "labels": {"app": name, "tier": "web"}},
+            "spec": {
+                "selector": {"app": name},
+                "ports": [{"name": "80-8080", "port": 80, "protocol": "TCP", "targetPort": target}],
+            },
+        }
+    )
 
 
 def test_patches_of_both_kinds(kubectl: Kubectl, namespace: str) -> None:
