@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -378,7 +379,7 @@ class ObjectView(ApiView):
 
         def noting(current: Document) -> Document:
             nonlocal before
-            before = json.loads(json.dumps(current))
+            before = deepcopy(current)
             wanted: Document = change(current)
             auth.require_field_rights(self.request.user, target.kind, before, wanted, target.subresource)
             return wanted

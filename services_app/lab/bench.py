@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from services_app.lab import throughput
 from services_app.lab.cluster import Cluster
 from services_app.lab.convergence import Convergence, fill, three_rounds
 
@@ -16,6 +17,7 @@ Say = Callable[[str], None]
 
 CHANGES = 200
 SIZES = (10, 1000)
+PRESENT = 10_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,19 @@ def convergence(cluster: Cluster, say: Say) -> list[Figure]:
     return figures
 
 
-AREAS: dict[str, Callable[[Cluster, Say], list[Figure]]] = {"convergence": convergence}
+def api(cluster: Cluster, say: Say) -> list[Figure]:
+    """Three nodes that are pushed to meanwhile; 8 clients fill up to 10,000 Services, then one asks."""
+    measured = throughput.measure(cluster.api, present=PRESENT, clients=8, requests=500, say=say)
+    return [
+        Figure("api.creates_per_s", round(measured.creates_per_s)),
+        Figure("api.create.p50_ms", round(measured.create_p50_ms, 1), 10),
+        Figure("api.create.p99_ms", round(measured.create_p99_ms, 1), 30),
+        Figure("api.get.p50_ms", round(measured.get_p50_ms, 1), 3),
+        Figure("api.list_10000_s", round(measured.list_s, 2), 0.3),
+    ]
+
+
+AREAS: dict[str, Callable[[Cluster, Say], list[Figure]]] = {"convergence": convergence, "api": api}
 
 
 def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figure]:
