@@ -213,3 +213,31 @@ def test_the_permanent_namespaces_stay(db):
     with pytest.raises(Forbidden):
         store.delete(kinds.NAMESPACE, "", "default", actor=ACTOR)
     assert json.loads(store.get(kinds.SERVICE, "default", "kubernetes").document)["spec"]["clusterIP"] == "10.96.0.1"
+
+
+def test_a_dry_run_finds_the_name_taken_too(world):
+    world.service()
+    before = changes.head()
+    document = {"metadata": {"name": "web"}, "spec": {"ports": [{"port": 80}]}}
+    with pytest.raises(AlreadyExists):
+        store.create(kinds.SERVICE, document, namespace="shop", actor=ACTOR, dry_run=True)
+    assert changes.head() == before
+
+
+def test_a_taken_name_takes_nothing(world):
+    """The insert goes to the database with what follows it: all of it is undone."""
+    world.service("web", type="NodePort")
+    claims = ClusterIPClaim.objects.count(), NodePortClaim.objects.count(), Change.objects.count()
+    with pytest.raises(AlreadyExists, match='services "web" already exists'):
+        world.service("web", type="NodePort", selector={"app": "x"})
+    assert claims == (ClusterIPClaim.objects.count(), NodePortClaim.objects.count(), Change.objects.count())
+
+
+@pytest.mark.parametrize(("propagation", "finalizer"), [("Foreground", "foregroundDeletion"), ("Orphan", "orphan")])
+def test_what_is_marked_on_its_way_out_is_seen_marked_and_then_gone(world, propagation, finalizer):
+    world.service()
+    before = changes.head()
+    stored = world.delete(kinds.SERVICE, "web", propagation=propagation)
+    assert json.loads(stored.document)["metadata"]["finalizers"] == [finalizer]
+    assert [row.verb for row in changes.read_after(before)] == ["MODIFIED", "DELETED"]
+    assert not ClusterIPClaim.objects.exists()
