@@ -116,7 +116,7 @@ class Client(threading.Thread):
                 self._create(f"c{self._number}-{made}")
                 made += 1
                 while len(self.living) > LIVING or (self.living and self._random.random() < 0.3):
-                    self._delete(self._random.choice([*self.living]))
+                    self._remove(self._random.choice([*self.living]))
                 if self._ledger.allocations >= ALLOCATIONS:
                     self._enough.set()
         except BaseException as err:  # the test tells of it
@@ -133,26 +133,24 @@ class Client(threading.Thread):
         self.living[name] = values_of(made)
         self._ledger.given(name, self.living[name])
 
-    def _delete(self, name: str) -> None:
+    def _remove(self, name: str) -> None:
         self._ledger.given_back(name)
         del self.living[name]
         self._until_accepted("DELETE", f"{SERVICES}/{name}", None, done=404)
 
     def _until_accepted(self, method: str, path: str, body: Document | None, *, done: int = 0) -> Document:
-        """The answer; empty when `done` tells that an earlier try got through whose answer was lost."""
+        """The answer; empty when `done` tells that a try got through whose answer was lost (`request` tries again, too)."""
         deadline = time.monotonic() + 90
-        tries = 0
         while True:
             try:
                 return self._api.request(method, path, body, timeout_s=60)
             except ApiRefused as err:
-                if err.code == done and tries:
+                if err.code == done:
                     return {}
                 if err.code < 500:
                     raise
             except OSError:
                 pass
-            tries += 1
             self._ledger.repeated()
             assert time.monotonic() < deadline, f"{method} {path} not accepted in 90 s"
             time.sleep(self._random.uniform(0.1, 0.4))
