@@ -69,6 +69,8 @@ def require_right(
         name = ((wanted or before or {}).get("metadata") or {}).get("name") or ""
         where = f" in namespace {namespace}" if namespace else ""
         raise Forbidden(kind, name, f"{request.user.get_username()} may not {verb} {kind.plural}{where}")
+    if wanted is not None:
+        auth.require_field_rights(request.user, kind, before, wanted)
 
 
 def _actor_of(request: HttpRequest) -> store.Actor:

@@ -11,9 +11,7 @@ import pytest
 
 from services_app.lab.client import ApiClient, ApiRefused, Kubectl
 from services_app.local.supervisor import Stack
-from tests.api.test_kubectl import namespace, said
-
-__all__ = ["namespace"]
+from tests.api.conftest import said
 
 COORDINATION = "/apis/coordination.k8s.io/v1"
 

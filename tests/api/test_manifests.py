@@ -5,7 +5,7 @@ import json
 import pytest
 
 from services_app.lab.client import ApiClient, Kubectl
-from services_app.lab.demo import MANIFESTS
+from services_app.lab.samples import MANIFESTS
 from tests.api.conftest import said
 
 FILES = {

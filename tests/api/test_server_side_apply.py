@@ -1,26 +1,11 @@
 """Server-side apply with the real kubectl against the real server."""
 
 import json
-import subprocess
-from collections.abc import Iterator
-from uuid import uuid4
 
 import pytest
 
 from services_app.lab.client import CORE, ApiClient, ApiRefused, Kubectl
-
-
-@pytest.fixture
-def namespace(kubectl: Kubectl) -> Iterator[str]:
-    name = f"apply-{uuid4().hex[:8]}"
-    said(kubectl("create", "namespace", name))
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
-
-
-def said(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.api.conftest import said
 
 
 def manifest(**spec: object) -> str:

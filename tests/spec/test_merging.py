@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services_app.spec import fieldset, merging, schema
-from services_app.spec.kinds import KINDS
+from services_app.spec.kinds import STORED
 
 HTTP, DNS = 'k:{"port":80,"protocol":"TCP"}', 'k:{"port":53,"protocol":"UDP"}'
 
@@ -253,7 +253,7 @@ def values(draw, type_name, depth=0):
     return made
 
 
-ROOTS = st.sampled_from([schema.root(kind) for kind in KINDS])
+ROOTS = st.sampled_from([schema.root(kind) for kind in STORED])
 PAIRS = ROOTS.flatmap(lambda root: st.tuples(st.just(root), values(root), values(root)))
 
 
