@@ -16,6 +16,7 @@ from typing import Any
 import redis
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import F, QuerySet
 from django.utils import timezone
 
 from services_app.models import Change, ControlPlane
@@ -53,8 +54,8 @@ class Writer:
             found = cursor.fetchone()
             if found is None:
                 cursor.execute(
-                    "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision)"
-                    " VALUES (1, gen_random_uuid(), 0, 0) ON CONFLICT DO NOTHING"
+                    "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision, compacted_for_nodes)"
+                    " VALUES (1, gen_random_uuid(), 0, 0, 0) ON CONFLICT DO NOTHING"
                 )
                 cursor.execute("SELECT revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE")
                 found = cursor.fetchone()
@@ -209,6 +210,12 @@ def owners_changed(revision: int) -> set[str]:
     return {owner for owner in rows.values_list("owner", flat=True).distinct() if owner is not None}
 
 
+def newest_for_nodes(rows: QuerySet[Change]) -> int | None:
+    """The last of these changes that concerns nodes; None when none does. One query by index."""
+    concerning = rows.filter(owner__isnull=False).order_by("-revision")
+    return concerning.values_list("revision", flat=True).first()
+
+
 @dataclass(frozen=True)
 class Compaction:
     """How far the log was cut, and how many rows went."""
@@ -218,14 +225,16 @@ class Compaction:
 
 
 def compact(*, keep: timedelta = KEPT_FOR) -> Compaction:
-    """Drop changes older than `keep`; nodes and watchers from before start again from everything."""
+    """Drop changes older than `keep`; watchers from before start again from everything, nodes if one concerned them."""
     limit = timezone.now() - keep
     with transaction.atomic():
         newest = Change.objects.filter(at__lt=limit).order_by("-revision").values_list("revision", flat=True).first()
         if newest is None:
             return Compaction(oldest(), 0)
-        removed, _ = Change.objects.filter(revision__lte=newest).delete()
-        ControlPlane.objects.filter(id=1).update(compacted_revision=newest)
+        old = Change.objects.filter(revision__lte=newest)
+        for_nodes = newest_for_nodes(old) or F("compacted_for_nodes")
+        removed, _ = old.delete()
+        ControlPlane.objects.filter(id=1).update(compacted_revision=newest, compacted_for_nodes=for_nodes)
     return Compaction(newest, removed)
 
 

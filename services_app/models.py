@@ -24,6 +24,7 @@ class ControlPlane(models.Model):
     uid = models.UUIDField(default=uuid.uuid4, help_text="Names this control plane to its nodes.")
     revision = models.BigIntegerField(default=0, help_text="The newest revision given out.")
     compacted_revision = models.BigIntegerField(default=0, help_text="Changes up to here have left the log.")
+    compacted_for_nodes = models.BigIntegerField(default=0, help_text="The newest of them that concerned nodes.")
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(id=1), name="control_plane_is_one_row")]

@@ -137,7 +137,7 @@ class ChangeAdmin(ReadOnly):
 class ControlPlaneAdmin(ReadOnly):
     """The revision counter."""
 
-    list_display = ("uid", "revision", "compacted_revision")
+    list_display = ("uid", "revision", "compacted_revision", "compacted_for_nodes")
 
 
 class OfService(ReadOnly):
