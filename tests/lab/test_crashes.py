@@ -151,7 +151,11 @@ def kill_sshd(cluster: Cluster) -> None:
 
 
 def kill_agent(cluster: Cluster) -> None:
-    assert cluster.lab.nodes[2].kill_agent()
+    """The agent of node-3; it may be on its way back from the kill before."""
+    deadline = time.monotonic() + 30
+    while not cluster.lab.nodes[2].kill_agent():
+        assert time.monotonic() < deadline, "no agent runs"
+        time.sleep(0.05)
 
 
 def kill_all(cluster: Cluster) -> None:

@@ -30,6 +30,7 @@ ALLOCATIONS = 100_000
 CLIENTS = 32
 LIVING = 6  # Services a client keeps before it deletes one of them
 MOST_PORTS = 60
+ROLES = ("web", "worker", "redis", "postgres")
 TIME_S = 900.0
 NAMESPACE, STEADY = "crowd", "steady"
 PORT = 8090
