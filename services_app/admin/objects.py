@@ -183,6 +183,7 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         actor = store.Actor(request.user.get_username(), manager="timonel-admin")
         if obj is None:
             namespace = (metadata.get("namespace") or "default") if self.kind.namespaced else ""
+            auth.require_field_rights(request.user, self.kind, None, document)
             stored = store.create(self.kind, document, namespace=namespace, actor=actor)
         else:
             given = (metadata.get("namespace") or obj.namespace, metadata.get("name") or obj.name)
@@ -190,7 +191,12 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 raise BadRequest(
                     f"metadata: {'/'.join(filter(None, given))} is another object than {obj}; add it instead"
                 )
-            stored = store.update(self.kind, obj.namespace, obj.name, lambda _: deepcopy(document), actor=actor)
+
+            def allowed(current: Any) -> Any:
+                auth.require_field_rights(request.user, self.kind, current, document)
+                return deepcopy(document)
+
+            stored = store.update(self.kind, obj.namespace, obj.name, allowed, actor=actor)
         # An update that takes the last finalizer off a deleted object ends it.
         row = self.model._default_manager.filter(pk=json.loads(stored.document)["metadata"]["uid"]).first() or obj
         if obj is None:

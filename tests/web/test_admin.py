@@ -379,3 +379,26 @@ def test_links_lead_between_objects(administrator, cluster):
     assert "/ui/nodes/node-1/" in administrator.get(change_path(node)).content.decode()
     slices = administrator.get(table(EndpointSlice), {"namespace": "shop", "service_name": "web"})
     assert [row.service_name for row in slices.context["cl"].result_list] == ["web"]
+
+
+def test_staff_without_the_right_add_no_external_ips_here_either(cluster):
+    person = get_user_model().objects.create_user("clerk", is_staff=True)
+    client = Client()
+    client.force_login(person)
+    row = Service.objects.get(name="web")
+    document = json.loads(row.document)
+    document["spec"]["externalIPs"] = ["198.51.100.7"]
+    changed = client.post(change_path(row), {"document": yaml.safe_dump(document), "_save": "Save"})
+    assert "use_external_ips" in errors_in(changed)[0]
+    assert "externalIPs" not in Service.objects.get(name="web").document
+    new = {
+        "metadata": {"name": "new", "namespace": "shop"},
+        "spec": {"ports": [{"port": 80}], "externalIPs": ["198.51.100.7"]},
+    }
+    added = client.post(table(Service) + "add/", {"document": yaml.safe_dump(new), "_save": "Save"})
+    assert "use_external_ips" in errors_in(added)[0]
+    assert not Service.objects.filter(name="new").exists()
+    person.user_permissions.set(Permission.objects.filter(codename="use_external_ips"))
+    saved = client.post(change_path(row), {"document": yaml.safe_dump(document), "_save": "Save"})
+    assert saved.status_code == 302, errors_in(saved)
+    assert "198.51.100.7" in Service.objects.get(name="web").document
