@@ -130,13 +130,6 @@ class State:
                     found[element[1]] = value
         return found
 
-    def holders(self, element: Element) -> list[str]:
-        """The owners that claim an element, in no order."""
-        claim = self._claims.get(element)
-        if claim is None:
-            return []
-        return [claim] if isinstance(claim, str) else list(claim.claims)
-
     def resources(self) -> dict[str, list[list[str]]]:
         """owner -> [[driver, key, value], …], the form a push has."""
         return {

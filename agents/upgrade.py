@@ -37,6 +37,7 @@ def replace_program(path: Path, content: bytes, signature: str, directory: Path,
     ProgramBroken, SshKeygenMissing, DiskFull; the old program is in its place then.
     """
     new, signed_by = directory / "agent.new", directory / "agent.new.sig"
+    beside = path.with_suffix(".new")  # in the same file system as the target, so that the last step is one rename
     try:
         try:
             signed_by.write_text(signature)
@@ -45,15 +46,13 @@ def replace_program(path: Path, content: bytes, signature: str, directory: Path,
             version = _version_of(new)
             if _release(version) < _release(current):
                 raise AgentError("Downgrade", f"cannot replace agent {current} by the older {version}")
-            # In the same file system as the target, so that the last step is one rename.
-            beside = path.with_suffix(".new")
             beside.write_bytes(content)
             beside.chmod(0o755)
             beside.replace(path)
         except OSError as err:
             raise AgentError("DiskFull", f"cannot write {err.filename or path}: {err.strerror}") from err
     finally:
-        for left in (new, signed_by):
+        for left in (new, signed_by, beside):
             left.unlink(missing_ok=True)
     return version
 

@@ -186,7 +186,7 @@ class ObjectView(ApiView):
 
         def replace(current: Document) -> Document:
             self._check_uid(target, uid, current["metadata"]["uid"])
-            return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+            return deepcopy(document)
 
         try:
             return self._updated(target, replace, accepted, dry_run)

@@ -65,12 +65,6 @@ class Container(Place):
         self.run(["ip", "address", "replace", f"{address}/24", "dev", "eth0"])
         return address
 
-    def add_address6(self, number: int) -> str:
-        """The same for IPv6, fd74:x:0:y::NUMBER."""
-        address = f"{self.address6.rpartition(':')[0]}:{number}"
-        self.run(["ip", "address", "replace", f"{address}/64", "dev", "eth0"])
-        return address
-
 
 class Node(Place):
     """A host with sshd, files of its own and containers behind it."""

@@ -17,7 +17,6 @@ _QUALIFIED = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]", re.ASCII)
 _LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?", re.ASCII)
 _PORT_NAME = re.compile(r"[-a-z0-9]+", re.ASCII)
 _URL_PATH = re.compile(r"[A-Za-z0-9/\-._~%!$&'()*+,;=:]+", re.ASCII)
-_ENV_NAME = re.compile(r"[-._a-zA-Z][-._a-zA-Z0-9]*", re.ASCII)
 
 LABEL_RULE = (
     "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end "
@@ -138,16 +137,6 @@ def port_name_problems(text: str) -> list[str]:
     if text and (text[0] == "-" or text[-1] == "-"):
         problems.append("must not begin or end with a hyphen")
     return problems
-
-
-def env_name_problems(text: str) -> list[str]:
-    if _ENV_NAME.fullmatch(text) and text not in (".", "..") and not text.startswith(".."):
-        return []
-    return [
-        "a valid environment variable name must consist of alphabetic characters, digits, '_', '-', or '.', and must "
-        "not start with a digit (e.g. 'my.env-name',  or 'MY_ENV.NAME',  or 'MyEnvName1', regex used for validation "
-        "is '[-._a-zA-Z][-._a-zA-Z0-9]*')"
-    ]
 
 
 def is_url_path(text: str) -> bool:

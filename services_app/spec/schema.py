@@ -271,11 +271,6 @@ def _tables() -> dict[str, dict[str, str]]:
     return tables
 
 
-def type_names() -> tuple[str, ...]:
-    """Every type there is, sorted."""
-    return tuple(sorted(_tables()))
-
-
 @cache
 def fields(type_name: str) -> MappingProxyType[str, Field]:
     """The fields of a type by name, apart from a document's own kind and apiVersion. KeyError for an unknown type."""

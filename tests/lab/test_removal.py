@@ -155,8 +155,6 @@ def as_found(cluster: Cluster, host: Node) -> Iterator[None]:
 
 
 def allow_sudo(host: Node) -> None:
-    if not shutil.which("sudo") or not shutil.which("visudo", path="/usr/sbin:/usr/bin"):
-        pytest.skip("sudo is not installed on this machine: the ordinary user was not tried")
     rule = f"{ORDINARY_USER} ALL=(ALL) NOPASSWD: ALL\n"
     host.run(["/bin/sh", "-c", "umask 227 && cat >/etc/sudoers.d/operators"], input=rule)
 
