@@ -1,8 +1,9 @@
 """Flows the kernel remembers for UDP: where an endpoint went away they would go there for ever.
 
 A TCP connection ends by itself; a UDP flow lives as long as packets keep coming. So after a commit the flows of a
-group to endpoints it lost are forgotten, and those to an address that has just become a Service's. Connections carry
-the group id as their mark; a frontend with the Local policy leads to two groups (`to_cluster`).
+group to endpoints it lost are forgotten, those to an address that has just become a Service's, and those of clients
+that a Service's source ranges no longer let in. Connections carry the group id as their mark; a frontend with the Local
+policy leads to two groups (`to_cluster`).
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ class UdpFlows:
                 if key not in change.deletes:
                     # What was sent there before it was a Service's address.
                     commands.append([*_to(key), *UNTRANSLATED])
+        for key in change.deletes:
+            if key.startswith("source_ranges "):
+                _, mark, _, clients = key.split()
+                commands += [
+                    [*_to(frontend), "--mark", group, "--orig-src", clients]
+                    for frontend in sorted(self._frontends.get(mark, ()))
+                    for group in sorted(self._groups.get(mark, ()))
+                ]
         commands += [
             ["--mark", group, "--reply-src", address, "--reply-port-src", port]
             for group, address, port in lost

@@ -31,9 +31,9 @@ from agents.state import Change
 READY_CHAINS = 64  # lb_1..lb_64 always exist, so that an ordinary delta holds elements only
 MAX_ENDPOINTS = 65536  # of one group; an index must fit the classid's lower half
 MAX_TIMEOUT_S = 86400
-# Flag bits of a frontend's mark. Bits 0x10000000 and 0x20000000 are laid out for "masquerade" and "source ranges"
+# Flag bits of a frontend's mark; 0x10000000 is laid out for "masquerade"
 # (the top bit is none: nft 1.0.6 lists `& 0x80000000` as something it cannot read again).
-LOCAL_POLICY = 0x40000000
+SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
 _FLAGS = 0x70000000
 _GROUP = 0x0FFFFFFF
 _NO_SLOT, _ROOT_SLOT = 0, 0xFFFFFFFF  # classids that nft spells as words; no endpoint has them
@@ -50,6 +50,7 @@ CONTAINERS = (
     "cluster_ips",
     "local_endpoints",
     "pod_cidrs",
+    "source_ranges",
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PORT = r"(?:[1-9][0-9]{0,4})"
@@ -87,6 +88,7 @@ class Family:
             "cluster_ips": f"set cluster_ips {{ type {kind}; }}",
             "local_endpoints": f"set local_endpoints {{ type {kind}; }}",
             "pod_cidrs": f"set pod_cidrs {{ type {kind}; flags interval; }}",
+            "source_ranges": f"set source_ranges {{ type mark . {kind}; flags interval; }}",
             "hairpin": f"set hairpin {{ type {kind} . {kind}; }}",
             "same_link": "set same_link { type ifname . ifname; }",
             "generation": "set generation { type ipv6_addr; }",
@@ -103,15 +105,16 @@ class Family:
         return re.compile(
             rf"""(?:
             (?P<frontends>frontends[ ](?P<fip>{self.address})[ ]\.[ ](?P<fproto>{_PROTOCOL})[ ]\.[ ](?P<fport>{_PORT})
-                \0(?P<fmark>0x[04][0-9a-f]{{7}}))
+                \0(?P<fmark>0x[0246][0-9a-f]{{7}}))
             |(?P<nodeports>nodeports[ ](?P<nkey>{_PROTOCOL}[ ]\.[ ](?P<nport>{_PORT}))\0(?P<nmark>0x[04][0-9a-f]{{7}}))
             |(?P<slots>slots[ ](?P<smark>{_ID})[ ]\.[ ](?P<slot>{_SLOT})\0(?P<sip>{self.address})[ ]\.[ ](?P<sport>{_PORT}))
             |(?P<pick>pick[ ](?P<pmark>{_ID})[ ]\.[ ](?P<index>{_SLOT})\0(?P<picked>{_SLOT}))
             |(?P<groups>groups[ ](?P<gmark>{_ID})
                 \0(?P<verdict>goto[ ](?:lb_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})|goto[ ]refuse|drop))
-            |(?P<to_cluster>to_cluster[ ](?P<lmark>0x4[0-9a-f]{{7}})\0(?P<cmark>{_ID}))
+            |(?P<to_cluster>to_cluster[ ](?P<lmark>0x[46][0-9a-f]{{7}})\0(?P<cmark>{_ID}))
             |(?P<addresses>(?P<container>cluster_ips|local_endpoints)[ ](?P<aip>{self.address})\0)
             |(?P<pod_cidrs>pod_cidrs[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
+            |(?P<source_ranges>source_ranges[ ](?P<rmark>0x[26][0-9a-f]{{7}})[ ]\.[ ](?P<source>{self.address}/[0-9]{{1,3}})\0)
             )""",
             re.VERBOSE,
         )
@@ -144,12 +147,14 @@ FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
 def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Chain -> (its hook, its rules)."""
     ip, is_local = family.ip, f"ct mark & 0x{LOCAL_POLICY:08x} != 0"
+    is_restricted = f"ct mark & 0x{SOURCE_RANGES:08x} != 0"
     return {
         # In a nat hook: first packets only, no filter hook needed.
         "refuse": ("", ("reject with tcp reset", "reject")),
         "flagged": (
             "",
             (
+                f"{is_restricted} ct mark . {ip} saddr != @source_ranges drop",
                 # From here, or from a pod here, an external address is as good as the cluster IP.
                 f"{is_local} {ip} saddr @pod_cidrs ct mark set ct mark map @to_cluster",
                 f"{is_local} fib saddr type local ct mark set ct mark map @to_cluster",
@@ -310,6 +315,8 @@ def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
             return "to_cluster", match["lmark"], match["cmark"]
     elif match["pod_cidrs"] and _is_network(family, match["cidr"]):
         return "pod_cidrs", match["cidr"], ""
+    elif match["source_ranges"] and _group_of(match["rmark"]) and _is_network(family, match["source"]):
+        return "source_ranges", f"{match['rmark']} . {match['source']}", ""
     why = f" ({kind}): not a canonical address, or a number out of range" if kind else ""
     raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}{why}")
 

@@ -7,7 +7,7 @@ Rules: k8s v1.36 pkg/proxy (endpointslicecache.go, topology.go) and the Kubernet
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Any
 
 Document = dict[str, Any]
@@ -47,10 +47,11 @@ class LocalGroup:
 class Route:
     """One Service port in one address family: the addresses it is reached by, and where its traffic goes.
 
-    external_ips: externalIPs and load balancers' addresses. is_internal_local: by the cluster IP only endpoints on
-    the same node; is_external_local: by the other addresses. cluster is None when no traffic may go everywhere, local
-    when none must stay. has_endpoints: anywhere; without any, traffic is refused, with one that it may not reach,
-    dropped. affinity_s: how long a client keeps its endpoint, None for no affinity.
+    external_ips: externalIPs and load balancers' addresses that everybody may use. restricted_ips: load balancers'
+    addresses that only clients in source_ranges (networks, none in another) may use. is_internal_local: by the cluster
+    IP only endpoints on the same node; is_external_local: by the other addresses. cluster is None when no traffic may
+    go everywhere, local when none must stay. has_endpoints: anywhere; without any, traffic is refused, with one that it
+    may not reach, dropped. affinity_s: how long a client keeps its endpoint, None for no affinity.
     """
 
     version: int
@@ -58,6 +59,8 @@ class Route:
     port: int
     cluster_ip: str
     external_ips: tuple[str, ...]
+    restricted_ips: tuple[str, ...]
+    source_ranges: tuple[str, ...]
     node_port: int | None
     is_internal_local: bool
     is_external_local: bool
@@ -68,7 +71,7 @@ class Route:
 
     @property
     def is_external(self) -> bool:
-        return bool(self.external_ips or self.node_port)
+        return bool(self.external_ips or self.restricted_ips or self.node_port)
 
 
 @dataclass(frozen=True, order=True)
@@ -112,14 +115,61 @@ def plan_routes(service: Document, slices: Iterable[Document], groups: Groups) -
     if SERVICE_PROXY_NAME in (service["metadata"].get("labels") or {}):
         return ()  # somebody else's proxy serves it
     slices = list(slices)
-    texts = map(canonical_address, [*(spec.get("externalIPs") or ()), *_balancer_addresses(service)])
-    external = sorted({text for text in texts if text is not None})
-    routes = []
-    for port in spec.get("ports") or ():
-        for text in cluster_ips:
-            of_family = tuple(address for address in external if (":" in address) == (":" in text))
-            routes.append(_route(spec, port, canonical_address(text) or text, of_family, slices, groups))
-    return tuple(routes)
+    families = [_Addresses.of(service, canonical_address(text) or text) for text in cluster_ips]
+    return tuple(
+        _route(spec, port, addresses, slices, groups) for port in spec.get("ports") or () for addresses in families
+    )
+
+
+@dataclass(frozen=True)
+class _Addresses:
+    """What a Service is reached by in one address family; see Route."""
+
+    version: int
+    cluster_ip: str
+    external_ips: tuple[str, ...]
+    restricted_ips: tuple[str, ...]
+    source_ranges: tuple[str, ...]
+
+    @classmethod
+    def of(cls, service: Document, cluster_ip: str) -> "_Addresses":
+        version = 6 if ":" in cluster_ip else 4
+        external = _of_version(service["spec"].get("externalIPs") or (), version)
+        balancers = _of_version(_balancer_addresses(service), version)
+        ranges = _source_ranges(service["spec"], version)
+        restricted = set() if ranges is None else balancers
+        return cls(
+            version,
+            cluster_ip,
+            tuple(sorted((external | balancers) - restricted)),
+            tuple(sorted(restricted)),
+            ranges or (),
+        )
+
+
+def _of_version(texts: Iterable[str], version: int) -> set[str]:
+    addresses = {canonical_address(text) for text in texts}
+    return {text for text in addresses if text is not None and (":" in text) == (version == 6)}
+
+
+def _source_ranges(spec: Document, version: int) -> tuple[str, ...] | None:
+    """The networks a load balancer's clients may be in, none in another; None: they may be anywhere.
+
+    As k8s v1.36 pkg/proxy does: ranges of one family alone leave the other open. What is no network lets nobody in.
+    """
+    texts = [text.strip() for text in spec.get("loadBalancerSourceRanges") or ()]
+    of_family = [text for text in texts if (":" in text) == (version == 6)]
+    networks = [network for text in of_family if (network := _network(text)) is not None]
+    if not of_family or any(network.prefixlen == 0 for network in networks):
+        return None
+    return tuple(map(str, collapse_addresses(networks)))  # type: ignore[type-var]  # of one version
+
+
+def _network(text: str) -> Network | None:
+    try:
+        return ip_network(text, strict=False)
+    except ValueError:
+        return None
 
 
 def _balancer_addresses(service: Document) -> list[str]:
@@ -131,16 +181,14 @@ def _balancer_addresses(service: Document) -> list[str]:
 def _route(
     spec: Document,
     port: Document,
-    cluster_ip: str,
-    external_ips: tuple[str, ...],
+    addresses: _Addresses,
     slices: Iterable[Document],
     groups: Groups,
 ) -> Route:
     """Which endpoints each policy takes follows k8s v1.36 pkg/proxy/topology.go, CategorizeEndpoints."""
-    version = 6 if ":" in cluster_ip else 4
-    ready, draining = _endpoints(port, slices, version)
+    ready, draining = _endpoints(port, slices, addresses.version)
     node_port = port.get("nodePort") or None
-    is_external = bool(node_port or external_ips)
+    is_external = bool(node_port or addresses.external_ips or addresses.restricted_ips)
     is_internal_local = spec.get("internalTrafficPolicy") == LOCAL
     is_external_local = is_external and spec.get("externalTrafficPolicy") == LOCAL
     cluster = local = None
@@ -151,11 +199,13 @@ def _route(
         local = LocalGroup(groups[group_port(port), LOCAL], {**by_node(draining), **by_node(ready)})
     affinity = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
     return Route(
-        version=version,
+        version=addresses.version,
         protocol=port["protocol"].lower(),
         port=port["port"],
-        cluster_ip=cluster_ip,
-        external_ips=external_ips,
+        cluster_ip=addresses.cluster_ip,
+        external_ips=addresses.external_ips,
+        restricted_ips=addresses.restricted_ips,
+        source_ranges=addresses.source_ranges,
         node_port=node_port,
         is_internal_local=is_internal_local,
         is_external_local=is_external_local,

@@ -14,9 +14,8 @@ Resource = tuple[str, str, str]
 DRIVERS = {4: "nft4", 6: "nft6"}
 PROTOCOLS = ("tcp", "udp", "sctp")
 
-# Flags of a frontend's mark beside the group id (28 bits); bits 0x10000000 and 0x20000000 are kept for "masquerade" and
-# "source ranges".
-LOCAL_POLICY = 0x40000000
+# Flags of a frontend's mark beside the group id (28 bits); bit 0x10000000 is kept for "masquerade".
+SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,23 @@ def _shared(route: Route) -> Iterable[tuple[str, str]]:
         yield from _group(cluster.id, cluster.backends, route)
     if not route.is_external or not cluster:
         return
-    external = _mark(cluster.id)
-    if local and route.is_external_local:
-        external = _mark(LOCAL_POLICY | local.id)
-        yield f"to_cluster {external}", _mark(cluster.id)
+    is_local = bool(local and route.is_external_local)
+    external = LOCAL_POLICY | local.id if local and is_local else cluster.id
+    restricted = SOURCE_RANGES | external
+    if is_local:
+        yield f"to_cluster {_mark(external)}", _mark(cluster.id)
     for address in route.external_ips:
-        yield f"frontends {address} . {route.protocol} . {route.port}", external
+        yield f"frontends {address} . {route.protocol} . {route.port}", _mark(external)
     if route.node_port:
-        yield f"nodeports {route.protocol} . {route.node_port}", external
+        yield f"nodeports {route.protocol} . {route.node_port}", _mark(external)
+    if not route.restricted_ips:
+        return
+    if is_local:
+        yield f"to_cluster {_mark(restricted)}", _mark(cluster.id)
+    for address in route.restricted_ips:
+        yield f"frontends {address} . {route.protocol} . {route.port}", _mark(restricted)
+    for network in route.source_ranges:
+        yield f"source_ranges {_mark(restricted)} . {network}", ""
 
 
 def _nodes(route: Route) -> dict[str, tuple[Backend, ...]]:

@@ -74,6 +74,15 @@ def test_a_frontend_that_changes_its_group_loses_the_flows_of_the_old_one(flows:
     assert flows.follow(change) == [to("0x00000001", "10.1.0.11", 5353), to("0x00000007", "10.1.0.13", 5353)]
 
 
+def test_clients_of_a_range_that_is_let_in_no_longer_are_forgotten(flows: UdpFlows):
+    balancer, mark = "frontends 203.0.113.10 . udp . 53", "0x60000001"
+    here = {balancer: mark, f"to_cluster {mark}": "0x00000001", f"source_ranges {mark} . 192.0.2.0/24": ""}
+    flows.refill({**ELEMENTS, **here}.items())
+    change = Change({f"source_ranges {mark} . 192.0.2.0/24": ""}, {f"source_ranges {mark} . 192.0.2.128/25": ""})
+    to_it = [*FAMILY, "--orig-dst", "203.0.113.10", "--orig-port-dst", "53"]
+    assert flows.follow(change) == [[*to_it, "--mark", "0x00000001", "--orig-src", "192.0.2.0/24"]]
+
+
 def test_no_change_is_no_command(flows: UdpFlows):
     assert flows.follow(Change()) == []
 

@@ -30,6 +30,8 @@ pytestmark = [
 CLUSTER = Cluster((ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112")), "cluster.local")
 VIRTUAL = {4: "10.96.0.10", 6: "fd00:10:96::a"}
 EXTERNAL = {4: "203.0.113.10", 6: "2001:db8:113::10"}
+BALANCER = {4: "203.0.113.20", 6: "2001:db8:113::20"}
+RANGES = ["192.0.2.0/24", "192.0.2.128/25", "192.0.0.0/16", "192.0.2.7/32", "2001:db8:7::/48", "2001:db8:7::1/128"]
 NODE_PORT = 30080
 READY = {"ready": True, "serving": True, "terminating": False}
 DRAINING = {"ready": False, "serving": True, "terminating": True}
@@ -282,6 +284,80 @@ def test_local_endpoints_that_end_serve_while_none_is_ready(host: Host, version:
     assert reached(host.lab.client, way["node port"]) == {host.other.name}
 
 
+def with_source_ranges(host: Host, ranges: list[str], **spec: Any) -> Document:
+    """A load balancer whose addresses are EXTERNAL; the Service has no external IPs."""
+    ingress = [{"ip": address, "ipMode": "VIP"} for address in EXTERNAL.values()]
+    service = a_service(spec.pop("protocol", "TCP"), type="LoadBalancer", loadBalancerSourceRanges=ranges, **spec)
+    return {**service, "status": {"loadBalancer": {"ingress": ingress}}}
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("policy", ["Cluster", "Local"])
+def test_only_source_ranges_reach_a_load_balancers_address(
+    host: Host, version: int, protocol: str, policy: str
+) -> None:
+    whole = 32 if version == 4 else 128
+    endpoints = slices(host, (host.inside, READY), protocol=protocol.upper())
+
+    def allow(*places: Place, also: str = "") -> None:
+        ranges = [f"{host.address(place, version)}/{whole}" for place in places] + [also] * bool(also)
+        service = with_source_ranges(
+            host, ranges, protocol=protocol.upper(), externalTrafficPolicy=policy, externalIPs=[]
+        )
+        host.send(service, endpoints)
+        route_external(host, version)
+
+    way, client = ways(host, version), host.lab.client
+    allow(client)
+    assert reached(client, way["external ip"], protocol) == {host.inside.name}
+    assert reached(host.other, way["external ip"], protocol, count=2) == {"timeout"}
+    assert reached(host.node, way["external ip"], protocol, count=2) <= {"timeout", "operation not permitted"}
+    # Ranges are for the load balancer's addresses alone.
+    for name in ("cluster ip", "node port"):
+        assert reached(host.other, way[name], protocol, count=3) == {host.inside.name}, name
+    # A range in a range, and one that is about to be in one that was.
+    network = str(ip_network(f"{host.address(client, version)}/{whole - 8}", strict=False))
+    allow(client, also=network)
+    assert reached(client, way["external ip"], protocol) == {host.inside.name}
+    allow(client, host.node)
+    assert reached(client, way["external ip"], protocol) == {host.inside.name}
+    assert reached(host.node, way["external ip"], protocol) == {host.inside.name}
+    allow(host.node)
+    assert reached(client, way["external ip"], protocol, count=2) == {"timeout"}
+    allow(host.node, also="0.0.0.0/0" if version == 4 else "::/0")
+    assert reached(client, way["external ip"], protocol) == {host.inside.name}
+
+
+@both
+def test_a_udp_flow_of_a_client_that_is_let_in_no_longer_ends(host: Host, version: int) -> None:
+    whole, client = 32 if version == 4 else 128, host.lab.client
+    endpoints = slices(host, (host.inside, READY), protocol="UDP")
+    mine, others = (f"{host.address(place, version)}/{whole}" for place in (client, host.other))
+    host.send(with_source_ranges(host, [mine, others], protocol="UDP", externalIPs=[]), endpoints)
+    route_external(host, version)
+    for place in (client, host.other):
+        place.stream("flow", EXTERNAL[version], 80, protocol="udp", interval_ms=20, timeout_s=0.3, kept=True)
+    time.sleep(0.5)
+    host.send(with_source_ranges(host, [others], protocol="UDP", externalIPs=[]), endpoints)
+    time.sleep(0.1)
+    at = time.monotonic()
+    time.sleep(1)
+    kept, ended = (place.stream_end("flow") for place in (host.other, client))
+    assert not kept["failed"], kept
+    assert kept["asked"] > 20
+    assert sum(failure["at"] > at for failure in ended["failures"]) >= 2, ended
+    assert ended["backends"][host.inside.name] > 10
+
+
+def test_source_ranges_of_one_family_leave_the_other_open(host: Host) -> None:
+    host.send(with_source_ranges(host, ["192.0.2.0/24"], externalIPs=[]), slices(host, (host.inside, READY)))
+    for version in (4, 6):
+        route_external(host, version)
+    assert reached(host.lab.client, ways(host, 4)["external ip"], count=2) == {"timeout"}
+    assert reached(host.lab.client, ways(host, 6)["external ip"], count=2) == {host.inside.name}
+
+
 def with_affinity(timeout_s: int, protocol: str = "TCP", **spec: Any) -> Document:
     config = {"clientIP": {"timeoutSeconds": timeout_s}}
     return a_service(protocol, sessionAffinity="ClientIP", sessionAffinityConfig=config, **spec)
@@ -400,11 +476,15 @@ def test_deltas_lead_to_the_same_as_everything_at_once(host: Host) -> None:
 @pytest.mark.parametrize("ip", ["ip", "ip6"])
 def test_what_nft_lists_nft_loads(host: Host, ip: str) -> None:
     """Whoever saves a host's whole ruleset and loads it at boot must not end without any."""
-    host.send(with_affinity(600, externalTrafficPolicy="Local"), slices(host, (host.inside, READY)))
+    ranges = ["192.0.2.0/24", "192.0.2.7/32", "198.51.100.0/25", "2001:db8:7::/48", "2001:db8:8::1/128"]
+    service = with_source_ranges(host, ranges, externalTrafficPolicy="Local", externalIPs=[])
+    service["spec"] |= with_affinity(600)["spec"] | service["spec"]
+    host.send(service, slices(host, (host.inside, READY)))
     listing = host.node.run(["nft", "list", "table", ip, "timonel"]).stdout
     host.elsewhere.run(["nft", "-f", "-"], input=listing)
     try:
-        assert "to_cluster" in host.elsewhere.run(["nft", "list", "table", ip, "timonel"]).stdout
+        assert listing == host.elsewhere.run(["nft", "list", "table", ip, "timonel"]).stdout
+        assert re.search(r"set source_ranges \{[^}]*elements = \{ 0x6", listing)
     finally:
         host.elsewhere.run(["nft", "delete", "table", ip, "timonel"])
 
@@ -449,6 +529,9 @@ def test_a_long_walk_of_changes_ends_where_a_refill_does(host: Host) -> None:
             externalIPs=choice.sample([*EXTERNAL.values()], choice.randrange(3)),
             clusterIPs=choice.sample([*VIRTUAL.values()], choice.randrange(1, 3)),
         )
+        ingress = choice.sample([*BALANCER.values()], choice.randrange(3))
+        service["status"] = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in ingress]}}
+        service["spec"]["loadBalancerSourceRanges"] = choice.sample(RANGES, choice.randrange(len(RANGES)))
         if choice.random() < 0.5:
             service["spec"]["sessionAffinity"] = "ClientIP"
             service["spec"]["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": choice.randrange(1, 4)}}

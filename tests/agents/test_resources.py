@@ -28,6 +28,10 @@ NFT = [
     ("frontends 192.0.2.1 . sctp . 80", "0x40000002", ("frontends", "192.0.2.1 . sctp . 80", "0x40000002")),
     ("to_cluster 0x40000002", "0x00000001", ("to_cluster", "0x40000002", "0x00000001")),
     ("pod_cidrs 10.1.0.0/16", "", ("pod_cidrs", "10.1.0.0/16", "")),
+    ("frontends 192.0.2.1 . tcp . 80", "0x20000002", ("frontends", "192.0.2.1 . tcp . 80", "0x20000002")),
+    ("to_cluster 0x60000002", "0x00000001", ("to_cluster", "0x60000002", "0x00000001")),
+    ("source_ranges 0x20000002 . 10.1.0.0/16", "", ("source_ranges", "0x20000002 . 10.1.0.0/16", "")),
+    ("source_ranges 0x60000002 . 10.1.0.1/32", "", ("source_ranges", "0x60000002 . 10.1.0.1/32", "")),
 ]
 NFT6 = [
     ("frontends fd00::a . tcp . 80", "0x00000001", ("frontends", "fd00::a . tcp . 80", "0x00000001")),
@@ -36,6 +40,7 @@ NFT6 = [
     ("local_endpoints ::1", "", ("local_endpoints", "::1", "")),
     ("local_endpoints ::1:2", "", ("local_endpoints", "::1:2", "")),
     ("pod_cidrs fd00:1::/64", "", ("pod_cidrs", "fd00:1::/64", "")),
+    ("source_ranges 0x20000002 . fd00:1::/64", "", ("source_ranges", "0x20000002 . fd00:1::/64", "")),
     ("nodeports udp . 30053", "0x0000000a", ("nodeports", "udp . 30053", "0x0000000a")),
 ]
 BAD_NFT6 = [
@@ -67,7 +72,14 @@ BAD_NFT = [
     ("groups 0x00000001", "goto aff_86401_3"),
     ("groups 0x00000001", "goto hit_10"),
     ("groups 0x00000000", "drop"),
-    ("frontends 10.96.0.10 . tcp . 80", "0x20000001"),
+    ("frontends 10.96.0.10 . tcp . 80", "0x20000000"),
+    ("frontends 10.96.0.10 . tcp . 80", "0x30000001"),
+    ("source_ranges 0x40000002 . 10.1.0.0/16", ""),
+    ("source_ranges 0x20000000 . 10.1.0.0/16", ""),
+    ("source_ranges 0x20000002 . 10.1.0.1/16", ""),
+    ("source_ranges 0x20000002 . 10.1.0.0/33", ""),
+    ("source_ranges 0x20000002 . fd00::/64", ""),
+    ("source_ranges 0x20000002 . 10.1.0.1", ""),
     ("frontends 10.96.0.10 . tcp . 80", "0x40000000"),
     ("to_cluster 0x00000002", "0x00000001"),
     ("to_cluster 0x40000002", "0x40000001"),

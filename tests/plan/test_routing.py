@@ -131,6 +131,28 @@ def test_addresses_of_balancers_that_end_the_connection_are_not_ours():
     assert route.external_ips == ("192.0.2.1", "192.0.2.2")
 
 
+@pytest.mark.parametrize(
+    ("texts", "four", "six"),
+    [
+        ([], None, None),
+        (["192.0.2.0/24"], ("192.0.2.0/24",), None),
+        ([" 192.0.2.0/25 ", "192.0.2.128/25", "192.0.2.7/32"], ("192.0.2.0/24",), None),
+        (["192.0.2.9/24", "2001:DB8::/64"], ("192.0.2.0/24",), ("2001:db8::/64",)),
+        (["192.0.2.0/24", "0.0.0.0/0", "2001:db8::/64"], None, ("2001:db8::/64",)),
+        (["192.0.2.0/99"], (), None),
+    ],
+    ids=["none", "one family", "collapsed", "canonical", "everywhere", "not a network"],
+)
+def test_clients_of_a_load_balancers_addresses(texts, four, six):
+    service = a_service(type="LoadBalancer", clusterIPs=["10.96.0.9", "fd00::9"], externalIPs=["192.0.2.1"])
+    service["spec"]["loadBalancerSourceRanges"] = texts
+    service["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"ip": "192.0.2.2"}, {"ip": "2001:db8::2"}]}}
+    routes = routing.plan_routes(service, [], GROUPS)
+    for route, ranges, own in zip(routes, (four, six), (("192.0.2.1", "192.0.2.2"), ("2001:db8::2",)), strict=True):
+        assert route.source_ranges == (ranges or ())
+        assert (route.external_ips, route.restricted_ips) == ((own, ()) if ranges is None else ((), own))
+
+
 def test_two_numbers_behind_one_port_name_are_both_reached():
     slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.2", "a", READY), port=9090)]
     (route,) = routing.plan_routes(a_service(), slices, GROUPS)

@@ -111,6 +111,21 @@ CASES = {
         (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),),
         CLUSTER_AND_LOCAL,
     ),
+    "source-ranges": OwnerState(
+        "shop/web",
+        {
+            **a_service(
+                type="LoadBalancer",
+                externalTrafficPolicy="Local",
+                externalIPs=["203.0.113.9"],
+                loadBalancerSourceRanges=["192.0.2.0/25", "192.0.2.128/25", "198.51.100.7/32"],
+                ports=[{**HTTP[0], "nodePort": 30007}],
+            ),
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.10", "ipMode": "VIP"}]}},
+        },
+        (a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1")),),
+        CLUSTER_AND_LOCAL,
+    ),
     "load-balancer": OwnerState(
         "shop/web",
         {
