@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from agents import host, process, upgrade
+from agents import health, host, process, upgrade
 from agents.errors import AgentError
 from agents.lock import Lock
 from agents.node import DIRECTORY, PROGRAM, RUN_DIRECTORY, Node
@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     adopt.add_argument("cluster", help="its uid")
     adopt.add_argument("--signer", required=True, help="the public key that may sign newer agents")
     commands.add_parser("restore", help="bring what was pushed last into force, as at boot")
+    checks = commands.add_parser("health", help="answer load balancers' health checks, as long as the agent wants them")
+    checks.add_argument("directory", type=Path, help="where it says which")
     commands.add_parser("status", help="say what this node holds, as JSON")
     commands.add_parser("cleanup", help="take everything of Timonel off this host")
     options = parser.parse_args(arguments)
@@ -73,6 +75,10 @@ def _restore(options: argparse.Namespace) -> None:
     if node.state.owners:
         node.repair()
     del lock
+
+
+def _health(options: argparse.Namespace) -> None:
+    health.serve(options.directory)
 
 
 def _status(options: argparse.Namespace) -> None:
@@ -127,8 +133,8 @@ def _say(line: str) -> None:
 
 
 def _end_servers() -> None:
-    """End the name servers that run with our files, even if their pid files are lost."""
-    ours = str(DIRECTORY / "dns").encode() + b"/"
+    """End the servers that run with our files, even if their pid files are lost."""
+    ours = (str(DIRECTORY / "dns").encode() + b"/", str(DIRECTORY / "health").encode())
     here = os.readlink("/proc/self/ns/pid")
     for entry in Path("/proc").iterdir():
         try:
@@ -230,6 +236,7 @@ _COMMANDS = {
     "preflight": _preflight,
     "adopt": _adopt,
     "restore": _restore,
+    "health": _health,
     "status": _status,
     "cleanup": _cleanup,
 }

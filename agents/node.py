@@ -1,4 +1,4 @@
-"""The node as a whole: what was pushed, on disk, in the kernel, in the name servers.
+"""The node as a whole: what was pushed, on disk, in the kernel, in the name servers, in health checks' answers.
 
 A push goes: judge, write down, then kernel, names, flows. Whatever fails on the way leaves the push written down and
 `is_in_force` false: the next request, or the watch, repairs in place from what is written.
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agents import conntrack, dns, host, nftables
+from agents import conntrack, dns, health, host, nftables
 from agents.errors import AgentError, InvalidResource
 from agents.journal import Journal
 from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, bar, check_base
@@ -22,7 +22,7 @@ Owners = dict[str, list[list[str]]]
 
 DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
 PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
-_DRIVERS = (*nftables.FAMILIES, "dns", "host")
+_DRIVERS = (*nftables.FAMILIES, "dns", "health", "host")
 _FLOW_FAMILIES = {"nft4": "ipv4", "nft6": "ipv6"}
 _MANY_FLOWS = 100
 
@@ -36,6 +36,7 @@ class Node:
         self._journal = Journal(directory / "journal")
         self._tables = nftables.Tables()
         self._names = dns.Names(directory, run_directory)
+        self._checks = health.Checks(directory / "health")
         self._flows = {driver: conntrack.UdpFlows(family) for driver, family in _FLOW_FAMILIES.items()}
         self._before = host.Before(directory / "host-before.json")
         self._settled: dict[str, str] = {}  # the host's elements that were brought into force last
@@ -100,10 +101,14 @@ class Node:
         self.state, delta = apply(self.state, revision, since, owners, barred)
         for driver, flows in self._flows.items():
             self._forgettable += flows.follow(delta.of(driver))
-        if was_in_force:
-            self._enforce(delta.changes)
-        else:
-            self.repair()
+        try:
+            if was_in_force:
+                self._enforce(delta.changes)
+            else:
+                self.repair()
+        except AgentError:
+            self._checks.tell(is_healthy=False)
+            raise
         if self._journal.is_long:
             self._journal.rewrite(self.state)
         return self.rejected()
@@ -126,10 +131,13 @@ class Node:
             except AgentError as err:
                 logger.warning("comparing all names: %s reason=%s", err.message, err.reason)
                 self._start_names()
+        if "health" in changes:
+            self._publish_checks()
         self._come_into_force()
 
     def _come_into_force(self) -> None:
         self.is_in_force = True
+        self._checks.tell(is_healthy=True)
         commands, self._forgettable = self._forgettable, []
         if len(commands) > _MANY_FLOWS:
             # A whole cluster at once: each is a process, and hardly anything was sent to these addresses before.
@@ -159,6 +167,7 @@ class Node:
         self._tables.refill(elements, host.links())
         self._refill_flows(elements)
         self._settle_host()
+        self._publish_checks()
 
     def _elements(self) -> dict[str, dict[str, str]]:
         """Driver -> elements in force, of both tables."""
@@ -178,6 +187,7 @@ class Node:
             self._tables.take_over(self._elements(), host.links())
             try:
                 self._settle_host()
+                self._publish_checks()
             except InvalidResource:
                 self.repair()
                 return
@@ -212,6 +222,11 @@ class Node:
         if not self._names.is_running:
             self._start_names()
             return "a name server had ended"
+        if not self._checks.is_running:
+            self._checks.start()
+            return "the health check server had ended"
+        if problem := self._checks.problem():
+            raise AgentError("HealthPortTaken", problem)
         return ""
 
     def rejected(self) -> dict[str, dict[str, str]]:
@@ -224,6 +239,7 @@ class Node:
         """Take everything off the host but the agent itself."""
         self._names.zones = host.zones(self.state.elements("host"))
         self._names.stop()
+        self._checks.stop()
         self._tables.delete()
         host.restore(self.state.elements("host"), self._before)
 
@@ -236,6 +252,13 @@ class Node:
         host.settle(self._settled, self._before)
         host.let_bridges_turn_back()
         self._start_names()
+
+    def _publish_checks(self) -> None:
+        """Services go on without: the watch tells of it, and tries again."""
+        try:
+            self._checks.publish(self.state.elements("health"))
+        except AgentError as err:
+            logger.warning("%s reason=%s", err.message, err.reason)
 
     def _start_names(self) -> None:
         zones = host.zones(self._settled)
@@ -278,6 +301,8 @@ def _judge(driver: str, key: str, value: str) -> None:
         nftables.spell(nftables.FAMILIES[driver], key, value)
     elif driver == "dns":
         dns.parse(key, value)
+    elif driver == "health":
+        health.parse(key, value)
     elif driver == "host":
         host.check(key, value)
     else:

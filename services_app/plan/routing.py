@@ -74,6 +74,14 @@ class Route:
         return bool(self.external_ips or self.restricted_ips or self.node_port)
 
 
+@dataclass(frozen=True)
+class HealthCheck:
+    """What load balancers may ask every node. endpoints: Node -> how many ready ones are on it, those with any."""
+
+    port: int
+    endpoints: Mapping[str, int]
+
+
 @dataclass(frozen=True, order=True)
 class Record:
     """One DNS record; names end with a dot."""
@@ -214,6 +222,25 @@ def _route(
         has_endpoints=bool(ready or draining),
         affinity_s=affinity.get("timeoutSeconds", 10800) if spec.get("sessionAffinity") == "ClientIP" else None,
     )
+
+
+def plan_health_check(service: Document, slices: Iterable[Document]) -> HealthCheck | None:
+    """The Service's health check, None when it has none.
+
+    An endpoint counts once for all ports, in the Service's first family, and not while it ends: load balancers are to
+    send nothing new to a node whose endpoints go away (KEP-1669).
+    """
+    spec = service["spec"]
+    number, cluster_ip = spec.get("healthCheckNodePort"), spec.get("clusterIP")
+    if not number or not cluster_ip or SERVICE_PROXY_NAME in (service["metadata"].get("labels") or {}):
+        return None
+    slices, version = list(slices), 6 if ":" in cluster_ip else 4
+    found: dict[str, set[str]] = {}
+    for port in spec.get("ports") or ():
+        for backend in _endpoints(port, slices, version)[0]:
+            if backend.node:
+                found.setdefault(backend.node, set()).add(backend.address)
+    return HealthCheck(number, {node: len(addresses) for node, addresses in sorted(found.items())})
 
 
 def _endpoints(

@@ -44,6 +44,8 @@ REMEDIES = {
     "DnsFailed": "Look who else listens on port 53 or 8053 there; logs are in /var/lib/timonel/dns on the node.",
     "DnsMissing": "Install the packages knot and unbound on the host.",
     "Downgrade": "The node has a newer agent than this control plane: upgrade the control plane.",
+    "HealthFailed": "Look into /var/lib/timonel/health/log on the node; it is tried again every second.",
+    "HealthPortTaken": "End what listens on that port of the node, or give the Service another health check node port.",
     "HostFailed": "Look at addresses, routes and sysctls of the host: something there refuses what Services need.",
     "HostIsNode": "Remove the other node first, or enrol it again under its own name.",
     "HostKeyChanged": "If the host was reinstalled, compare the new key there and confirm it. If not, somebody may be in between.",

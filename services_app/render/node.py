@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from services_app.plan.routing import Groups, plan_records, plan_routes
+from services_app.plan.routing import Groups, plan_health_check, plan_records, plan_routes
 from services_app.render import dns, nftables
 
 Document = dict[str, Any]
@@ -88,7 +88,18 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
         return Rendered()
     elements = nftables.render_routes(plan_routes(state.service, state.slices, state.groups))
     names = dns.render_records(plan_records(state.service, state.slices, cluster.domain, cluster.pod_cidrs))
-    return Rendered((*elements.shared, *names), elements.local, elements.elsewhere)
+    shared, local, elsewhere = (*elements.shared, *names), elements.local, elements.elsewhere
+    check = plan_health_check(state.service, state.slices)
+    if check is None:
+        return Rendered(shared, local, elsewhere)
+
+    def answer(node: str) -> Resource:
+        return "health", f"port {check.port}", f"{state.owner} {check.endpoints.get(node, 0)}"
+
+    nodes = sorted({*local, *check.endpoints})
+    return Rendered(
+        shared, {node: (*local.get(node, elsewhere), answer(node)) for node in nodes}, (*elsewhere, answer(""))
+    )
 
 
 def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:

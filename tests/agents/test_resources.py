@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents import conntrack, dns, host, nftables
+from agents import conntrack, dns, health, host, nftables
 from agents.errors import InvalidResource
 from agents.node import judge
 from agents.state import ApplyError, Change
@@ -206,6 +206,32 @@ def test_other_host_settings_are_refused(key, value):
         host.check(key, value)
 
 
+def test_health_checks_are_read():
+    assert health.parse("port 32000", "shop/web 2") == (32000, health.Check("shop", "web", 2))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("port 0", "shop/web 2"),
+        ("port 65536", "shop/web 2"),
+        ("port 032", "shop/web 2"),
+        ("port 32000\n", "shop/web 2"),
+        ("ports 32000", "shop/web 2"),
+        ("port 32000", "shop/web"),
+        ("port 32000", "shop/web -1"),
+        ("port 32000", "shop/web 02"),
+        ("port 32000", "shop/web/x 2"),
+        ("port 32000", 'shop/w"b 2'),
+        ("port 32000", "web 2"),
+        ("port 32000", ""),
+    ],
+)
+def test_other_health_checks_are_refused(key, value):
+    with pytest.raises(InvalidResource):
+        health.parse(key, value)
+
+
 def test_flows_to_endpoints_that_left_are_forgotten_and_others_stay():
     flows = conntrack.UdpFlows("ipv4")
     flows.refill([("frontends 10.96.0.1 . udp . 53", "0x00000001"), ("frontends 10.96.0.2 . tcp . 80", "0x00000002")])
@@ -263,6 +289,7 @@ READERS = {
     spell_ipv4: [(key, value) for key, value, _ in NFT],
     spell_ipv6: [(key, value) for key, value, _ in NFT6],
     dns.parse: [(key, "5") for key in RECORDS],
+    health.parse: [("port 32000", "shop/web 2")],
     host.check: [
         ("node-address", "192.0.2.1"),
         ("dns-listen", "192.0.2.1"),
@@ -296,7 +323,7 @@ def test_what_is_put_into_a_good_resource_is_refused_or_harmless(data):
 
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_no_text_gets_through_to_the_name_servers_files(key, value):
-    for read in (dns.parse, host.check):
+    for read in (dns.parse, health.parse, host.check):
         try:
             read(key, value)
         except InvalidResource:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import defaultdict
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from services_app.lab.client import CORE, DISCOVERY, ApiClient, Document
 from services_app.lab.cluster import DNS_ADDRESS
@@ -11,7 +11,7 @@ from services_app.lab.namespaces import ProbeFailed
 from services_app.lab.network import Node
 
 # ("10.96.0.1", "tcp", 80), or ("node" or "node6", "tcp", 30007) for a node port -> endpoints "10.1.0.1 8080"; without any
-# "refuse" or "drop"; and "sticky 600" where clients keep their endpoint
+# "refuse" or "drop"; "sticky 600" where clients keep their endpoint, "only 192.0.2.0/24" where not everybody may come
 Routes = dict[tuple[str, str, int], frozenset[str]]
 
 NO_GROUP = frozenset({"a group that is not there"})  # also where the maps changed between two looks
@@ -34,7 +34,10 @@ def wanted_routes(api: ApiClient) -> dict[str, Routes]:
             continue
         own = slices[metadata["namespace"], metadata["name"]]
         ingress = [i["ip"] for i in item["status"].get("loadBalancer", {}).get("ingress") or () if i.get("ip")]
-        external = [*(spec.get("externalIPs") or ()), *ingress]
+        external = {address: frozenset() for address in spec.get("externalIPs") or ()}
+        for address in ingress:
+            ranges = [text for text in spec.get("loadBalancerSourceRanges") or () if (":" in text) == (":" in address)]
+            external[address] = frozenset(f"only {ip_network(text)}" for text in ranges)
         for node in nodes:
             for port in spec["ports"]:
                 for cluster_ip in spec["clusterIPs"]:
@@ -43,7 +46,12 @@ def wanted_routes(api: ApiClient) -> dict[str, Routes]:
 
 
 def _wanted(
-    spec: Document, port: Document, cluster_ip: str, external: list[str], slices: list[Document], node: str
+    spec: Document,
+    port: Document,
+    cluster_ip: str,
+    external: dict[str, frozenset[str]],
+    slices: list[Document],
+    node: str,
 ) -> Routes:
     protocol, version = port.get("protocol", "TCP").lower(), 6 if ":" in cluster_ip else 4
     found: list[tuple[str, str, str]] = []  # state, endpoint, node
@@ -68,9 +76,9 @@ def _wanted(
 
     routes = {(cluster_ip, protocol, port["port"]): by_policy(spec.get("internalTrafficPolicy"))}
     outside = by_policy(spec.get("externalTrafficPolicy"))
-    for address in external:
+    for address, clients in external.items():
         if (":" in address) == (version == 6):
-            routes[address, protocol, port["port"]] = outside
+            routes[address, protocol, port["port"]] = outside | clients
     if port.get("nodePort"):
         routes["node6" if version == 6 else "node", protocol, port["nodePort"]] = outside
     return routes
@@ -102,17 +110,21 @@ def held_routes(node: Node) -> Routes:
                 if picked[group] != slots[group].keys():
                     texts.add("other slots than are picked")
             endpoints[int(group, 16)] = frozenset(texts)
+        clients = defaultdict(set)
+        for key, _ in _elements(node, ip, "source_ranges", "set"):
+            mark, network = key.split(" . ")
+            clients[mark].add(f"only {ip_network(network)}")
         for key, mark in _elements(node, ip, "frontends"):
             address, protocol, port = key.split(" . ")
-            routes[address, protocol, int(port)] = endpoints.get(int(mark, 16) & 0x0FFFFFFF, NO_GROUP)
+            routes[address, protocol, int(port)] = endpoints.get(int(mark, 16) & 0x0FFFFFFF, NO_GROUP) | clients[mark]
         for key, mark in _elements(node, ip, "nodeports"):
             protocol, port = key.split(" . ")
             routes[node_port_word, protocol, int(port)] = endpoints.get(int(mark, 16) & 0x0FFFFFFF, NO_GROUP)
     return routes
 
 
-def _elements(node: Node, ip: str, name: str) -> list[tuple[str, str]]:
-    text = node.run(["nft", "list", "map", ip, "timonel", name]).stdout
+def _elements(node: Node, ip: str, name: str, kind: str = "map") -> list[tuple[str, str]]:
+    text = node.run(["nft", "list", kind, ip, "timonel", name]).stdout
     found = _ELEMENTS.search(text)
     pairs = found[1].split(",") if found else []
     return [(key.strip(), value.strip()) for key, _, value in (pair.partition(" : ") for pair in pairs)]

@@ -3,8 +3,9 @@
 Everything is real: manifests by the API, rules by SSH and agent, connections between namespaces.
 """
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -13,6 +14,7 @@ from services_app.lab.client import CORE, Document, pod, service
 from services_app.lab.cluster import Cluster, condition
 from services_app.lab.namespaces import Place, ProbeFailed, outcome
 from services_app.lab.network import Lab
+from tests.agents.test_health import ASK_HTTP
 from tests.lab.conftest import SERVICE_CIDRS
 from tests.lab.held import wait_equal
 
@@ -352,6 +354,52 @@ def test_external_ips_and_load_balancers_addresses_are_served(cluster: Cluster, 
     wait_equal(api, lab.nodes)
     for address in (EXTERNAL[version], balancer):
         lab.switch.run(["ip", "route", "delete", f"{address}/{bits}"])
+
+
+@both
+def test_a_load_balancers_address_has_its_clients_and_its_health_checks(
+    cluster: Cluster, spread: str, version: int
+) -> None:
+    api, lab = cluster.api, cluster.lab
+    name, address, bits = f"balanced-{version}", EXTERNAL[version][:-1] + "9", 32 if version == 4 else 128
+    path = f"{CORE}/namespaces/{spread}/services/{name}"
+    mine = [f"{address_of(lab.client, v)}/{32 if v == 4 else 128}" for v in (4, 6)]
+    policy = {"externalTrafficPolicy": "Local", "loadBalancerSourceRanges": mine}
+    made = make(cluster, spread, name, kind="LoadBalancer", **policy)
+    api.request("PATCH", f"{path}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})
+    wait_equal(api, lab.nodes)
+
+    def checked() -> list[int]:
+        port = str(made["spec"]["healthCheckNodePort"])
+        asked = [[*ASK_HTTP, address_of(node, version), port, "GET"] for node in lab.nodes]
+        return [json.loads(lab.client.run(command).stdout)[0] for command in asked]
+
+    lab.switch.run(["ip", "route", "add", f"{address}/{bits}", "via", address_of(lab.nodes[0], version)])
+    try:
+        assert reached(lab.client, address, 80) == {"spread-node-1"}
+        assert lab.neighbour.refusal(address, 80, tries=1) == "timeout"
+        api.request("PATCH", path, {"spec": {"loadBalancerSourceRanges": []}})
+        outcome(lab.neighbour.ask_until(address, 80, "spread-node-1"))
+
+        wait_until(lambda: checked() == [200, 200, 503])
+        pods = f"{CORE}/namespaces/{spread}/pods"
+        record = api.request("GET", f"{pods}/spread-node-2")
+        api.request("PATCH", f"{pods}/spread-node-2", {"metadata": {"labels": {"app": "elsewhere"}}})
+        wait_until(lambda: checked() == [200, 503, 503])
+        api.request("PATCH", f"{pods}/spread-node-2", {"metadata": {"labels": record["metadata"]["labels"]}})
+        wait_until(lambda: checked() == [200, 200, 503])
+    finally:
+        lab.switch.run(["ip", "route", "delete", f"{address}/{bits}"])
+        api.request("DELETE", path)
+    wait_until(lambda: checked() == [0, 0, 0])
+    wait_equal(api, lab.nodes)
+
+
+def wait_until(is_so: Callable[[], bool], deadline_s: float = 15.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so after {deadline_s:g} s"
+        time.sleep(0.1)
 
 
 @both

@@ -153,6 +153,30 @@ def test_clients_of_a_load_balancers_addresses(texts, four, six):
         assert (route.external_ips, route.restricted_ips) == ((own, ()) if ranges is None else ((), own))
 
 
+def test_a_health_check_counts_ready_endpoints_on_each_node_once():
+    service = a_service(
+        type="LoadBalancer",
+        healthCheckNodePort=32000,
+        ports=[{"name": name, "port": port, "protocol": "TCP"} for name, port in (("http", 80), ("more", 81))],
+    )
+    endpoints = [
+        ("10.0.0.1", "a", READY),
+        ("10.0.0.2", "a", DRAINING),
+        ("10.0.0.3", "b", DRAINING),
+        ("10.0.0.4", "c", UNREADY),
+        ("10.0.0.5", "", READY),
+        ("10.0.0.6", "d", READY),
+        ("10.0.0.7", "d", {}),
+    ]
+    six = {**a_slice(("fd00::1", "b", READY)), "addressType": "IPv6"}
+    slices = [a_slice(*endpoints), a_slice(*endpoints, port=8081, name="more"), six]
+    check = routing.plan_health_check(service, slices)
+    assert (check.port, check.endpoints) == (32000, {"a": 1, "d": 2})
+    assert routing.plan_health_check(a_service(), slices) is None
+    service["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "other"}
+    assert routing.plan_health_check(service, slices) is None
+
+
 def test_two_numbers_behind_one_port_name_are_both_reached():
     slices = [a_slice(("10.0.0.1", "a", READY), port=8080), a_slice(("10.0.0.2", "a", READY), port=9090)]
     (route,) = routing.plan_routes(a_service(), slices, GROUPS)

@@ -118,6 +118,7 @@ CASES = {
                 type="LoadBalancer",
                 externalTrafficPolicy="Local",
                 externalIPs=["203.0.113.9"],
+                healthCheckNodePort=32000,
                 loadBalancerSourceRanges=["192.0.2.0/25", "192.0.2.128/25", "198.51.100.7/32"],
                 ports=[{**HTTP[0], "nodePort": 30007}],
             ),

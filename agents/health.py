@@ -1,0 +1,297 @@
+"""Health check node ports: whether this node has endpoints of a Service of its own, asked by load balancers over HTTP.
+
+Who answers is a process of its own: a load balancer goes on asking while no control plane is connected. The two share
+a directory and nothing else. The agent writes `wanted`, which the server reads within a fifth of a second; the server
+holds `lock` as long as it runs and writes `problems`. Without `wanted`, or with one of another version, it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import selectors
+import socket
+import socketserver
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from agents.errors import AgentError, InvalidResource
+from agents.version import VERSION
+
+logger = logging.getLogger(__name__)
+
+LOOK_S = 0.2
+_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_KEY, _VALUE = re.compile(r"port ([1-9][0-9]{0,4})"), re.compile(rf"({_LABEL})/({_LABEL}) (0|[1-9][0-9]{{0,6}})")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is answered on one port: how many ready endpoints of the Service are on this node."""
+
+    namespace: str
+    name: str
+    endpoints: int
+
+
+def parse(key: str, value: str) -> tuple[int, Check]:
+    """Port and check of a resource ("port 32000", "shop/web 2"). Raises InvalidResource."""
+    port, check = _KEY.fullmatch(key), _VALUE.fullmatch(value)
+    if not port or not check or int(port[1]) > 65535:
+        raise InvalidResource(f"cannot read health check {key[:100]!r} = {value[:100]!r}")
+    return int(port[1]), Check(check[1], check[2], int(check[3]))
+
+
+class Checks:
+    """The agent's side: what should be answered, and the server that does it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._wanted, self._problems, self._lock = (directory / name for name in ("wanted", "problems", "lock"))
+        self._elements: dict[str, str] = {}
+        self._is_healthy = True
+
+    def publish(self, elements: Mapping[str, str], *, is_healthy: bool | None = None) -> None:
+        """Answer these from now on; is_healthy: whether what was pushed is in force. Raises AgentError HealthFailed."""
+        self._elements = dict(elements)
+        if is_healthy is not None:
+            self._is_healthy = is_healthy
+        if not elements and not self._directory.exists():
+            return
+        if not elements:
+            self.stop()
+            return
+        text = json.dumps({"version": VERSION, "healthy": self._is_healthy, "ports": self._elements})
+        try:
+            if not _has_text(self._wanted, text):
+                self._directory.mkdir(parents=True, exist_ok=True)
+                _write(self._wanted, text)
+        except OSError as err:
+            raise AgentError("HealthFailed", f"cannot write {self._wanted}: {err.strerror}") from err
+        self.start()
+
+    def tell(self, *, is_healthy: bool) -> None:
+        """Say in every answer whether what was pushed is in force."""
+        if is_healthy != self._is_healthy:
+            self.publish(self._elements, is_healthy=is_healthy)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a server runs, or none is wanted."""
+        return not self._elements or self._is_locked()
+
+    def start(self, timeout_s: float = 10.0) -> None:
+        """Have a server of this version running. Raises AgentError HealthFailed."""
+        deadline = time.monotonic() + timeout_s
+        while self._is_locked() and self._said().get("version") != VERSION:
+            if time.monotonic() > deadline:
+                raise AgentError("HealthFailed", "the health check server of another agent does not end")
+            time.sleep(0.02)
+        if self._is_locked():
+            return
+        with open(self._directory / "log", "ab") as log:
+            started = subprocess.Popen(
+                [sys.executable, os.path.abspath(sys.argv[0]), "health", str(self._directory)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+        while not self._is_locked():
+            if started.poll() is not None or time.monotonic() > deadline:
+                raise AgentError("HealthFailed", f"the health check server does not start; {log.name} says why")
+            time.sleep(0.02)
+
+    def problem(self) -> str:
+        """The ports that cannot be opened and why; "" for none."""
+        said = self._said()
+        if not self._elements or said.get("version") != VERSION:
+            return ""
+        return "; ".join(
+            f"cannot answer health checks of {self._elements[f'port {port}'].split()[0]} on port {port}: {why}"
+            for port, why in sorted(said.get("ports", {}).items())
+            if f"port {port}" in self._elements
+        )
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """End the server and leave nothing."""
+        self._elements = {}
+        self._wanted.unlink(missing_ok=True)
+        deadline = time.monotonic() + timeout_s
+        while self._is_locked() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for path in (self._problems, self._lock, self._directory / "log"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()
+
+    def _is_locked(self) -> bool:
+        try:
+            with open(self._lock, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def _said(self) -> dict[str, dict[str, str]]:
+        try:
+            return dict(json.loads(self._problems.read_text()))
+        except (OSError, ValueError):
+            return {}
+
+
+def _has_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except OSError:
+        return False
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    os.replace(new, path)
+
+
+# The server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers as kube-proxy does (k8s v1.36 pkg/proxy/healthcheck/service_health.go), whatever the path."""
+
+    server: _Port
+    timeout = 5.0
+    server_version, sys_version = f"timonel-agent/{VERSION}", ""
+
+    def do_GET(self) -> None:
+        check, is_healthy = self.server.check, self.server.is_healthy
+        said = {
+            "service": {"namespace": check.namespace, "name": check.name},
+            "localEndpoints": check.endpoints,
+            "serviceProxyHealthy": is_healthy,
+        }
+        body = json.dumps(said, indent="\t").encode()
+        self.send_response(200 if check.endpoints and is_healthy else 503)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Load-Balancing-Endpoint-Weight", str(check.endpoints))
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Checks come every second for ever."""
+
+
+class _Port(ThreadingHTTPServer):
+    """One health check node port, on every address of the node."""
+
+    daemon_threads = True
+    request_queue_size = 128
+    address_family = socket.AF_INET6
+
+    def __init__(self, port: int, check: Check, *, is_healthy: bool) -> None:
+        self.check, self.is_healthy = check, is_healthy
+        super().__init__(("", port), _Handler)
+        self.timeout = 0
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks for the host's name
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that hangs up is no news."""
+
+
+class _PortWithoutIPv6(_Port):
+    address_family = socket.AF_INET
+
+
+def _open(port: int, check: Check, *, is_healthy: bool) -> _Port:
+    try:
+        return _Port(port, check, is_healthy=is_healthy)
+    except OSError as err:
+        if "family" not in (err.strerror or ""):
+            raise
+        return _PortWithoutIPv6(port, check, is_healthy=is_healthy)
+
+
+class _Server:
+    """The ports that are open, by number."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._ports: dict[int, _Port] = {}
+        self._problems: dict[int, str] = {}
+
+    def follow(self, wanted: Mapping[str, str], *, is_healthy: bool) -> None:
+        """Open, change and close ports until they are what is wanted."""
+        checks = dict(parse(key, value) for key, value in wanted.items())
+        for port in self._ports.keys() - checks.keys():
+            self._selector.unregister(self._ports[port])
+            self._ports.pop(port).server_close()
+        self._problems = {}
+        for port, check in checks.items():
+            if port in self._ports:
+                self._ports[port].check, self._ports[port].is_healthy = check, is_healthy
+                continue
+            try:
+                self._ports[port] = _open(port, check, is_healthy=is_healthy)
+            except OSError as err:
+                self._problems[port] = (err.strerror or str(err)).lower()
+            else:
+                self._selector.register(self._ports[port], selectors.EVENT_READ, self._ports[port])
+
+    def say(self, path: Path) -> None:
+        """Write down which ports could not be opened."""
+        text = json.dumps({"version": VERSION, "ports": {str(port): why for port, why in self._problems.items()}})
+        if not _has_text(path, text):
+            _write(path, text)
+
+    @property
+    def is_complete(self) -> bool:
+        return not self._problems
+
+    def answer(self, timeout_s: float) -> None:
+        """Answer who asks in this time."""
+        for key, _ in self._selector.select(timeout_s):
+            key.data.handle_request()
+
+
+def serve(directory: Path) -> None:
+    """Answer the health checks that a directory asks for, until none are wanted any more."""
+    wanted = directory / "wanted"
+    with open(directory / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        server, seen, tried = _Server(), (0, 0), 0.0
+        (directory / "problems").unlink(missing_ok=True)
+        while True:
+            try:
+                status = wanted.stat()
+                now = (status.st_mtime_ns, status.st_ino)
+                if now != seen or (not server.is_complete and time.monotonic() > tried + 1):
+                    asked = json.loads(wanted.read_text())
+                    if asked["version"] != VERSION:
+                        return
+                    server.follow(asked["ports"], is_healthy=asked["healthy"])
+                    server.say(directory / "problems")
+                    seen, tried = now, time.monotonic()
+            except FileNotFoundError:
+                return
+            server.answer(LOOK_S)
