@@ -434,13 +434,28 @@ def _parts(family: Family, elements: Mapping[str, str], links: Iterable[str], si
     yield f"add {mark} {{ {generation(family, elements_sum(elements))} }}\n"
 
 
-def run_nft(script: str, timeout_s: float) -> None:
+def check_nft(script: str, timeout_s: float) -> None:
+    """Asks nft and the kernel whether they would commit a script. Raises as run_nft."""
+    run_nft(script, timeout_s, "-c")
+
+
+def run_nft(script: str, timeout_s: float, *options: str) -> None:
     """Commits a script. Raises NftRefused, or AgentError NftMissing, NftTimeout."""
     if process.find("nft") is None:
         raise AgentError("NftMissing", "cannot program the kernel: nft is not installed. Install the package nftables")
-    done = process.run(["nft", "-f", "-"], text=script, timeout_s=timeout_s, reason="NftTimeout")
+    done = process.run(["nft", *options, "-f", "-"], text=script, timeout_s=timeout_s, reason="NftTimeout")
     if done.returncode:
-        raise NftRefused(f"cannot commit to nftables: {process.first_line(done.stderr)}")
+        raise NftRefused(f"cannot commit to nftables: {_complaint(done.stderr, script)}")
+
+
+def _complaint(said: str, script: str) -> str:
+    """nft's first words, with the text of the script that they mean in the place of its numbers."""
+    line = process.first_line(said)
+    found = re.fullmatch(r"/dev/stdin:([0-9]+):([0-9]+)-([0-9]+): Error: (.*)", line)
+    if not found:
+        return line
+    text = script.splitlines()[int(found[1]) - 1]
+    return f"{found[4]}: {text[int(found[2]) - 1 : int(found[3])][:200]}"
 
 
 # In the kernel
@@ -463,8 +478,13 @@ class Tables:
     IPv4's is always there; IPv6's as soon as it has an element, so that a host without IPv6 is left in peace.
     """
 
-    def __init__(self, run: Callable[[str, float], None] = run_nft, timeout_s: float = 10.0) -> None:
-        self._run = run
+    def __init__(
+        self,
+        run: Callable[[str, float], None] = run_nft,
+        check: Callable[[str, float], None] = check_nft,
+        timeout_s: float = 10.0,
+    ) -> None:
+        self._run, self._check = run, check
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
         self._known: dict[str, _Known] = {}  # driver -> what is known; only `refill` may follow when it is missing
@@ -524,6 +544,20 @@ class Tables:
                 return
             # A table of this name with sets of other types. Nothing less than a new one helps.
             self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
+
+    def objection(self, elements: Elements, links: Iterable[str]) -> str:
+        """Why nft or the kernel would not take exactly these, "" when they would; nothing is changed. O(elements)."""
+        links = frozenset(links)
+        script = "".join(
+            refill_script(family, held, links)
+            for driver, family in FAMILIES.items()
+            if (held := elements.get(driver) or {}) or family is IPV4
+        )
+        try:
+            self._check(script, self.timeout_s + len(script) / 1e6)
+        except NftRefused as err:
+            return err.message
+        return ""
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """Go on with tables that hold these elements, as another process left them (see are_expected)."""

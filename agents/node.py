@@ -6,13 +6,14 @@ A push goes: judge, write down, then kernel, names, flows. Whatever fails on the
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from agents import conntrack, dns, health, host, nftables
-from agents.errors import AgentError, InvalidResource
+from agents.errors import AgentError, InvalidResource, NftRefused
 from agents.journal import Journal
 from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, bar, check_base
 
@@ -25,6 +26,7 @@ PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
 _DRIVERS = (*nftables.FAMILIES, "dns", "health", "host")
 _FLOW_FAMILIES = {"nft4": "ipv4", "nft6": "ipv6"}
 _MANY_FLOWS = 100
+MAX_CULPRITS = 20
 
 
 class Node:
@@ -43,6 +45,7 @@ class Node:
         self._is_settleable = True
         self.state: State = self._journal.load()
         self._refill_flows(self._elements())
+        self._suspects: set[str] = set()  # owners that were pushed since everything was in force
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
         self.is_in_force = False
 
@@ -99,6 +102,7 @@ class Node:
             raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
         was_in_force, self.is_in_force = self.is_in_force, False
         self.state, delta = apply(self.state, revision, since, owners, barred)
+        self._suspects |= owners.keys()
         for driver, flows in self._flows.items():
             self._forgettable += flows.follow(delta.of(driver))
         try:
@@ -137,6 +141,7 @@ class Node:
 
     def _come_into_force(self) -> None:
         self.is_in_force = True
+        self._suspects.clear()
         self._checks.tell(is_healthy=True)
         commands, self._forgettable = self._forgettable, []
         if len(commands) > _MANY_FLOWS:
@@ -159,8 +164,56 @@ class Node:
             logger.warning("rejecting again what cannot be read: %s reason=InvalidResource", err)
             bar(self.state, judge(self.state.resources()))
             self._refill()
+        except NftRefused:
+            culprits = self._at_fault()
+            if not culprits:
+                raise
+            for owner, why in culprits.items():
+                logger.warning("leaving out %s: %s reason=%s", owner, why.message, why.reason)
+            bar(self.state, culprits)
+            self._refill()
+            with contextlib.suppress(OSError):  # the next agent would find them again
+                self._journal.rewrite(self.state)
         self._come_into_force()
         logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
+
+    def _at_fault(self) -> dict[str, Refusal]:
+        """The owners without whom the kernel takes the rest; of two that do not go together, the one pushed last.
+
+        None when the kernel refuses the base alone, or more than MAX_CULPRITS. Changes nothing. To find one costs a
+        trial of everything for every doubling of the number of owners that were pushed last.
+        """
+        taken = [owner for owner in sorted(self.state.owners) if owner not in self.state.refused]
+        late = [owner for owner in taken if owner and owner in self._suspects]
+        in_order = [owner for owner in taken if not owner or owner not in self._suspects] + late
+        culprits: dict[str, Refusal] = {}
+        links = host.links()
+
+        def objection(owners: list[str]) -> str:
+            elements: dict[str, dict[str, str]] = {driver: {} for driver in nftables.FAMILIES}
+            for owner in owners:
+                for (driver, key), value in self.state.owners[owner].items():
+                    if driver in elements:
+                        elements[driver][key] = value
+            return self._tables.objection(elements, links)
+
+        good = max(len(in_order) - len(late), 1)  # so many from the start are taken
+        if objection(in_order[:good]):
+            good = 1
+            if objection(in_order[:good]):
+                return {}
+        while message := objection(in_order):
+            if len(culprits) == MAX_CULPRITS:
+                return {}
+            bad = len(in_order)  # so many are not
+            while bad - good > 1:
+                middle = (good + bad) // 2
+                if why := objection(in_order[:middle]):
+                    bad, message = middle, why
+                else:
+                    good = middle
+            culprits[in_order.pop(bad - 1)] = Refusal("NftRefused", message)
+        return culprits
 
     def _refill(self) -> None:
         elements = self._elements()

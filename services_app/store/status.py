@@ -93,8 +93,9 @@ def settle_programmed(*, actor: Actor | None = None) -> int:
     waiting = models.Service.objects.filter(~Q(programmed=True), changed_revision__lte=floor)
     written = 0
     while True:
-        rows = waiting.order_by("changed_revision").values_list("uid", "namespace", "name")[:AT_ONCE]
         rejected = _rejections()
+        # So many more that they cannot be all of what is looked at.
+        rows = waiting.order_by("changed_revision").values_list("uid", "namespace", "name")[: AT_ONCE + len(rejected)]
         uids = [uid for uid, namespace, name in rows if f"{namespace}/{name}" not in rejected]
         if not uids:
             break

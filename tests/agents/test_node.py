@@ -281,6 +281,57 @@ def test_a_table_that_is_not_ours_yet_becomes_ours(node: Node, agent: Agent, tab
     assert successor.close() == 0
 
 
+def with_overlapping_ranges(address: str, group: str) -> list[list[str]]:
+    """What every parser reads and the kernel refuses."""
+    mark = f"0x2{group[3:]}"
+    ranges = [["nft4", f"source_ranges {mark} . {network}", ""] for network in ("10.0.0.0/8", "10.1.0.0/16")]
+    return [*service(address, group, [], name="bad"), *ranges]
+
+
+def test_what_the_kernel_refuses_is_left_out_and_the_rest_applied(
+    node: Node, agent: Agent, revision: Callable[[], int]
+) -> None:
+    def push(owners: Message, since: int | None) -> Message:
+        answer = agent.ask("apply", cluster="c1", revision=revision(), since=since, owners=owners)
+        assert answer["ok"], answer
+        return answer
+
+    held = agent.ask("ping")["revision"]
+    more = {f"shop/more-{n}": service(f"10.96.1.{n}", f"0x000001{n:02x}", [node.address], "more") for n in range(40)}
+    bad = {f"shop/bad-{n}": with_overlapping_ranges(f"10.96.2.{n}", f"0x000002{n:02x}") for n in (1, 2)}
+    node.stream("traffic", VIRTUAL_IP, 80, interval_ms=10)
+    answer = push({**more, **bad}, held)
+    assert {owner: why["reason"] for owner, why in answer["rejected"].items()} == {
+        "shop/bad-1": "NftRefused",
+        "shop/bad-2": "NftRefused",
+    }
+    assert answer["rejected"]["shop/bad-1"]["message"].endswith("File exists: 0x20000201 . 10.1.0.0/16")
+    assert backends(node, "10.96.1.7") == {"on-node"}
+    assert backends(node, "10.96.2.1") <= {"timeout", "no route to host", "host is unreachable"}
+    assert answer["digest"] == digest({**whole(node), **more, **bad})
+    # The next change is a delta again, also for another agent.
+    log = node.run(["cat", "/var/lib/timonel/agent.log"]).stdout
+    answer = push({"shop/more-1": []}, answer["revision"])
+    assert agent.close() == 0
+    successor = Agent(node)
+    assert successor.ask("hello", cluster="c1")["problems"] == []
+    assert successor.close() == 0
+    assert "refill" not in node.run(["cat", "/var/lib/timonel/agent.log"]).stdout.removeprefix(log)
+    agent.process = Agent(node).process
+    assert answer["rejected"].keys() == bad.keys()
+    # It comes into force as soon as it is pushed as something that can be.
+    good = {"shop/bad-1": service("10.96.2.1", "0x00000201", [node.address], "bad")}
+    answer = push(good, answer["revision"])
+    assert answer["rejected"].keys() == {"shop/bad-2"}
+    assert backends(node, "10.96.2.1") == {"on-node"}
+    # And in a push of everything.
+    answer = push({**whole(node), **more, **bad}, None)
+    assert answer["rejected"].keys() == bad.keys()
+    assert backends(node, "10.96.1.7") == {"on-node"}
+    report = node.stream_end("traffic")
+    assert report["failed"] == 0, report
+
+
 def test_a_killed_agent_leaves_traffic_and_its_successor_goes_on(node: Node, agent: Agent) -> None:
     held = agent.ask("ping")
     node.stream("traffic", VIRTUAL_IP, 80, interval_ms=10)
