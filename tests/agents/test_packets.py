@@ -19,6 +19,7 @@ from agents.state import digest
 from services_app.lab.namespaces import Place
 from services_app.lab.network import Lab, Node
 from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner
+from services_app.render.tracer import NodeTables, Packet
 from tests.agents.test_node import Agent, eventually, place_agent
 
 pytestmark = [
@@ -559,6 +560,64 @@ def test_a_long_walk_of_changes_ends_where_a_refill_does(host: Host) -> None:
     eventually(lambda: host.node.run(["nft", "list", "tables"]).stdout.count("timonel") >= 1, "it is refilled")
     assert host.agent.ask("ping")["ok"]
     assert {key: found for key, found in host.elements().items() if found} == {k: v for k, v in walked.items() if v}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packets_go_where_the_tracer_says(host: Host, seed: int) -> None:
+    """Its answers about generated worlds (tests/render/test_tracer.py) are worth what this shows."""
+    choice = random.Random(seed)
+    places = (host.node, host.inside, host.other, host.elsewhere)
+    names = {host.address(place, version): place.name for place in places for version in (4, 6)}
+    seen = set()
+    for _ in range(4):
+        service = a_service(
+            protocol=choice.choice(["TCP", "UDP"]),
+            internalTrafficPolicy=choice.choice(["Cluster", "Local"]),
+            externalTrafficPolicy=choice.choice(["Cluster", "Local"]),
+            loadBalancerSourceRanges=choice.choice([[], [f"{host.lab.client.address}/32"], RANGES]),
+            type="LoadBalancer",
+        )
+        ingress = choice.sample([*EXTERNAL.values()], choice.randrange(3))
+        service["status"] = {"loadBalancer": {"ingress": [{"ip": address} for address in ingress]}}
+        service["spec"]["externalIPs"] = [address for address in EXTERNAL.values() if address not in ingress]
+        protocol = service["spec"]["ports"][0]["protocol"]
+        endpoints = [(place, choice.choice([READY, READY, DRAINING, GONE])) for place in choice.sample(places, 2)]
+        host.send(service, slices(host, *endpoints, protocol=protocol))
+        for version in (4, 6):
+            route_external(host, version)
+            addresses = [host.address(host.node, version)]
+            tables = NodeTables([tuple(r) for resources in host.held.values() for r in resources], addresses)
+            for name, (destination, port) in ways(host, version).items():
+                for client in (
+                    host.node,
+                    host.other,
+                    host.inside,
+                    *([host.lab.client] if name != "cluster ip" else []),
+                ):
+                    own = host.address(client, version)
+                    said = tables.trace(Packet(own, destination, port, protocol.lower()))
+                    answers = client.ask_often(destination, port, 2, protocol=protocol.lower(), timeout_s=0.2)
+                    if said.action == "delivered":
+                        answers += client.ask_often(destination, port, 30, protocol=protocol.lower(), timeout_s=0.2)
+                    assert said.action in outcomes_of(answers), (client.name, destination, port, said.steps, answers)
+                    seen.add(said.action)
+                    found = {a["backend"]: a["client"] == own for a in answers if "backend" in a}
+                    assert found.keys() == {names[target.address] for target in said.targets}, said.steps
+                    for target in said.targets:
+                        # Containers share a link: what the tracer is to be told, it was not told here.
+                        if client is host.node or names[target.address] not in (host.inside.name, host.other.name):
+                            assert found[names[target.address]] == target.sees_client, (said.steps, target)
+    assert "delivered" in seen
+
+
+def outcomes_of(answers: list[dict[str, Any]]) -> set[str]:
+    """What they may mean, in the tracer's words: on the node itself the kernel says the same of a drop and a reject."""
+    errors = {answer.get("error") for answer in answers}
+    if errors == {None}:
+        return {"delivered"}
+    return ({"dropped"} if errors <= {"timeout", "operation not permitted"} else set()) | (
+        {"refused"} if errors <= set(REFUSED) else set()
+    )
 
 
 def test_a_service_that_goes_leaves_nothing(host: Host) -> None:
