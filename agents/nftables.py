@@ -51,6 +51,7 @@ CONTAINERS = (
     "local_endpoints",
     "pod_cidrs",
     "source_ranges",
+    "without_node_ports",
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PORT = r"(?:[1-9][0-9]{0,4})"
@@ -88,6 +89,7 @@ class Family:
             "cluster_ips": f"set cluster_ips {{ type {kind}; }}",
             "local_endpoints": f"set local_endpoints {{ type {kind}; }}",
             "pod_cidrs": f"set pod_cidrs {{ type {kind}; flags interval; }}",
+            "without_node_ports": f"set without_node_ports {{ type {kind}; flags interval; }}",
             "source_ranges": f"set source_ranges {{ type mark . {kind}; flags interval; }}",
             "hairpin": f"set hairpin {{ type {kind} . {kind}; }}",
             "same_link": "set same_link { type ifname . ifname; }",
@@ -113,7 +115,7 @@ class Family:
                 \0(?P<verdict>goto[ ](?:lb_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})|goto[ ]refuse|drop))
             |(?P<to_cluster>to_cluster[ ](?P<lmark>0x[46][0-9a-f]{{7}})\0(?P<cmark>{_ID}))
             |(?P<addresses>(?P<container>cluster_ips|local_endpoints)[ ](?P<aip>{self.address})\0)
-            |(?P<pod_cidrs>pod_cidrs[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
+            |(?P<networks>(?P<of>pod_cidrs|without_node_ports)[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
             |(?P<source_ranges>source_ranges[ ](?P<rmark>0x[26][0-9a-f]{{7}})[ ]\.[ ](?P<source>{self.address}/[0-9]{{1,3}})\0)
             )""",
             re.VERBOSE,
@@ -176,7 +178,7 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
             "",
             (
                 f"ct mark set {ip} daddr . meta l4proto . th dport map @frontends goto dispatch",
-                f"fib daddr type local {family.node_port_address} "
+                f"fib daddr type local {family.node_port_address} {ip} daddr != @without_node_ports "
                 "ct mark set meta l4proto . th dport map @nodeports goto dispatch",
                 f"{ip} daddr @cluster_ips goto refuse",
             ),
@@ -313,8 +315,8 @@ def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
     elif match["to_cluster"]:
         if _group_of(match["lmark"]) and _group_of(match["cmark"]):
             return "to_cluster", match["lmark"], match["cmark"]
-    elif match["pod_cidrs"] and _is_network(family, match["cidr"]):
-        return "pod_cidrs", match["cidr"], ""
+    elif match["networks"] and _is_network(family, match["cidr"]):
+        return match["of"], match["cidr"], ""
     elif match["source_ranges"] and _group_of(match["rmark"]) and _is_network(family, match["source"]):
         return "source_ranges", f"{match['rmark']} . {match['source']}", ""
     why = f" ({kind}): not a canonical address, or a number out of range" if kind else ""

@@ -23,6 +23,7 @@ from services_app.render.node import (
     render_base,
     render_owner,
 )
+from services_app.spec import kube_proxy
 
 KEPT = 50_000  # rendered owners; a Service with ten endpoints takes some 5 KB
 
@@ -119,8 +120,16 @@ def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -
     owners = {owner: rendered.on(node) for owner, rendered in reading.rendered.items()}
     if with_base or reading.has_base:
         text = models.Node.objects.filter(name=node).values_list("document", flat=True).first()
-        owners[BASE_OWNER] = render_base(cluster(), network_of(json.loads(text) if text else None, address))
+        document = json.loads(text) if text else None
+        network = network_of(document, address)
+        owners[BASE_OWNER] = render_base(cluster(), network, kube_proxy.configuration(_proxy_config_map(), document))
     return Delta(reading.revision, reading.since, owners)
+
+
+def _proxy_config_map() -> dict[str, Any] | None:
+    rows = models.ConfigMap.objects.filter(namespace=kube_proxy.NAMESPACE, name=kube_proxy.NAME)
+    text = rows.values_list("document", flat=True).first()
+    return json.loads(text) if text else None
 
 
 def _read(since: int | None, newest: int) -> _Reading:

@@ -10,6 +10,7 @@ from typing import Any
 
 from services_app.plan.routing import Groups, plan_health_check, plan_records, plan_routes
 from services_app.render import dns, nftables
+from services_app.spec.kube_proxy import Configuration
 
 Document = dict[str, Any]
 Resource = tuple[str, str, str]
@@ -102,7 +103,9 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
     )
 
 
-def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:
+def render_base(
+    cluster: Cluster, network: NodeNetwork, configuration: Configuration = Configuration()
+) -> list[Resource]:
     """What a node holds besides Services."""
     host: list[tuple[str, str]] = [
         *(("node-address" if address.version == 4 else "node-address6", str(address)) for address in network.addresses),
@@ -112,7 +115,11 @@ def render_base(cluster: Cluster, network: NodeNetwork) -> list[Resource]:
         *((f"reverse {zone}", "") for zone in reverse_zones([*cluster.service_cidrs, *cluster.pod_cidrs])),
     ]
     pods = [(nftables.DRIVERS[cidr.version], f"pod_cidrs {cidr}", "") for cidr in network.pod_cidrs]
-    return [*(("host", key, value) for key, value in host), *pods]
+    closed = [
+        (nftables.DRIVERS[part.version], f"without_node_ports {part}", "")
+        for part in configuration.without_node_ports(network.addresses)
+    ]
+    return [*(("host", key, value) for key, value in host), *pods, *closed]
 
 
 def reverse_zones(cidrs: Iterable[IPv4Network | IPv6Network]) -> list[str]:

@@ -74,7 +74,7 @@ class _Trace:
         packet = self._packet
         port = f"{packet.protocol} . {packet.port}"
         mark = self._find(f"frontends {self._destination} . {port}")
-        if mark is None and self._is_to_here and not _is_loopback(self._destination):
+        if mark is None and self._has_node_ports():
             mark = self._find(f"nodeports {port}")
         if mark is not None:
             return self._dispatch(int(mark, 16))
@@ -83,12 +83,16 @@ class _Trace:
         self._say("no element of frontends, nodeports or cluster_ips")
         return self._end(UNTOUCHED)
 
+    def _has_node_ports(self) -> bool:
+        closed = self._is_in("without_node_ports ", self._destination)
+        return self._is_to_here and not _is_loopback(self._destination) and not closed
+
     def _dispatch(self, mark: int) -> Outcome:
         """Chains dispatch and flagged."""
-        if mark & SOURCE_RANGES and not self._is_in(f"source_ranges 0x{mark:08x} . "):
+        if mark & SOURCE_RANGES and not self._is_in(f"source_ranges 0x{mark:08x} . ", self._source):
             self._say(f"{self._source} is in none of its source ranges")
             return self._end(DROPPED)
-        if mark & LOCAL_POLICY and (self._is_from_here or self._is_in("pod_cidrs ")):
+        if mark & LOCAL_POLICY and (self._is_from_here or self._is_in("pod_cidrs ", self._source)):
             self._say(f"{self._source} is not outside")
             found = self._find(f"to_cluster 0x{mark:08x}")
             mark = int(found, 16) if found is not None else mark
@@ -123,9 +127,9 @@ class _Trace:
             return False
         return f"local_endpoints {address}" in self._elements
 
-    def _is_in(self, prefix: str) -> bool:
+    def _is_in(self, prefix: str, address: IPv4Address | IPv6Address) -> bool:
         networks = [ip_network(key.removeprefix(prefix)) for key in self._elements if key.startswith(prefix)]
-        return any(self._source in network for network in networks)
+        return any(address in network for network in networks)
 
     def _find(self, key: str) -> str | None:
         value = self._elements.get(key)

@@ -7,7 +7,7 @@ import re
 from base64 import b64decode
 from typing import Any
 
-from services_app.spec import meta, names
+from services_app.spec import kube_proxy, meta, names
 from services_app.spec.errors import FieldError, forbidden, invalid, too_long
 from services_app.spec.kinds import CONFIG_MAP
 
@@ -51,7 +51,7 @@ def _validate(config_map: Document) -> list[FieldError]:
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in data.values())
     if size + sum(len(b64decode(text)) for text in binary.values()) > SIZE_LIMIT:
         errors.append(too_long("", SIZE_LIMIT))
-    return errors
+    return errors + kube_proxy.validate_config_map(config_map)
 
 
 def validate_key(key: str, path: str) -> list[FieldError]:

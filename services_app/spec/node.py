@@ -6,7 +6,7 @@ ValidateNode and ValidateNodeUpdate; the taint comes from plugin/pkg/admission/n
 
 from typing import Any
 
-from services_app.spec import meta, names, schema
+from services_app.spec import kube_proxy, meta, names, schema
 from services_app.spec.addresses import validate_network
 from services_app.spec.errors import FieldError, duplicate, forbidden, invalid, not_supported, required
 from services_app.spec.kinds import NODE
@@ -44,7 +44,11 @@ def prepare_update(old: Document, new: Document, subresource: str) -> None:
 
 
 def validate_create(node: Document) -> list[FieldError]:
-    return meta.validate(NODE, node["metadata"], names.subdomain_problems) + _validate(node, ())
+    return (
+        meta.validate(NODE, node["metadata"], names.subdomain_problems)
+        + _validate(node, ())
+        + kube_proxy.validate_node(None, node)
+    )
 
 
 def validate_update(old: Document, new: Document) -> list[FieldError]:
@@ -61,7 +65,7 @@ def validate_update(old: Document, new: Document) -> list[FieldError]:
     if {k: v for k, v in had.items() if k not in free} != {k: v for k, v in spec.items() if k not in free}:
         detail = "node updates may only change labels, taints, or capacity (or configSource)"
         errors.append(forbidden("spec", detail))
-    return errors + _validate(new, had.get("podCIDRs") or ())
+    return errors + _validate(new, had.get("podCIDRs") or ()) + kube_proxy.validate_node(old, new)
 
 
 def _validate(node: Document, known: Any) -> list[FieldError]:

@@ -16,6 +16,7 @@ from services_app.spec import (
     endpointslice,
     event,
     ingress,
+    kube_proxy,
     lease,
     meta,
     namespace,
@@ -125,6 +126,7 @@ STRATEGIES: dict[Kind, Strategy] = {
         lambda old, new, subresource, cluster: node.prepare_update(old, new, subresource),
         lambda new, cluster: node.validate_create(new),
         lambda old, new, subresource, cluster: node.validate_update(old, new),
+        kube_proxy.node_warnings,
     ),
     EVENT: Strategy(
         lambda new, cluster: None,
@@ -143,6 +145,7 @@ STRATEGIES: dict[Kind, Strategy] = {
         lambda old, new, subresource, cluster: None,
         lambda new, cluster: configmap.validate_create(new),
         lambda old, new, subresource, cluster: configmap.validate_update(old, new),
+        lambda old, new: kube_proxy.warnings(new),
     ),
     SECRET: Strategy(
         lambda new, cluster: secret.prepare(new),

@@ -20,7 +20,7 @@ from services_app import models
 from services_app.changes import BASE_OWNER, Writer, encode
 from services_app.plan import endpoints, mirroring
 from services_app.plan.routing import groups_wanted
-from services_app.spec import kinds
+from services_app.spec import kinds, kube_proxy
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import timestamp
@@ -395,14 +395,18 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
         return f"{metadata['namespace']}/{name}" if name else None
     if kind is kinds.NODE and after is not None and before is not None and _base_differs(before, after):
         return BASE_OWNER
+    if kind is kinds.CONFIG_MAP and kube_proxy.is_cluster_configuration(document):
+        return BASE_OWNER
     return None
 
 
 def _base_differs(before: Document, after: Document) -> bool:
-    """Whether a node's own base could differ: its addresses and the networks of its containers."""
-    return before["spec"].get("podCIDRs") != after["spec"].get("podCIDRs") or (before.get("status") or {}).get(
-        "addresses"
-    ) != (after.get("status") or {}).get("addresses")
+    """Whether a node's own base could differ: its addresses, the networks of its containers, its configuration."""
+    return (
+        before["spec"].get("podCIDRs") != after["spec"].get("podCIDRs")
+        or (before.get("status") or {}).get("addresses") != (after.get("status") or {}).get("addresses")
+        or kube_proxy.of_node(before) != kube_proxy.of_node(after)
+    )
 
 
 def _rendering_differs(before: Document, after: Document) -> bool:

@@ -20,6 +20,7 @@ from services_app.lab.namespaces import Place
 from services_app.lab.network import Lab, Node
 from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner
 from services_app.render.tracer import NodeTables, Packet
+from services_app.spec.kube_proxy import Configuration
 from tests.agents.test_node import Agent, eventually, place_agent
 
 pytestmark = [
@@ -67,8 +68,10 @@ class Host:
         self.held[owner] = [list(resource) for resource in rendered.on("here")]
         self._apply({owner: self.held[owner]}, self._revision)
 
-    def send_all(self) -> None:
-        self.held[""] = [list(resource) for resource in render_base(CLUSTER, network_of(self.document(), ""))]
+    def send_all(self, *node_port_addresses: str) -> None:
+        configuration = Configuration(node_port_addresses=node_port_addresses)
+        base = render_base(CLUSTER, network_of(self.document(), ""), configuration)
+        self.held[""] = [list(resource) for resource in base]
         self._apply(self.held, None)
 
     def _apply(self, owners: dict[str, list[list[str]]], since: int | None) -> None:
@@ -213,6 +216,33 @@ def test_an_undefined_port_of_a_cluster_ip_is_refused_and_of_an_external_ip_is_n
     for client in (host.node, host.other):
         assert client.refusal(VIRTUAL[version], 81) in REFUSED
     assert host.elements()["ip" if version == 4 else "ip6", "cluster_ips"] == {VIRTUAL[version]}
+
+
+@both
+def test_node_ports_are_answered_where_the_configuration_says(host: Host, version: int) -> None:
+    host.send(a_service(), slices(host, (host.inside, READY)))
+    port, primary = NODE_PORT, host.address(host.node, version)
+    second = "192.0.2.77" if version == 4 else "2001:db8:77::77"
+    whole = 32 if version == 4 else 128
+    host.node.run(["ip", "address", "add", f"{second}/{whole}", "dev", "lo"])
+    host.lab.switch.run(["ip", "route", "replace", f"{second}/{whole}", "via", primary])
+    try:
+        for chosen, at_primary, at_second in (
+            ([], True, True),
+            (["primary"], True, False),
+            (["192.0.2.64/26", "2001:db8:77::/64"], False, True),
+            (["10.255.0.0/16"], False, False),
+            (["0.0.0.0/0", "::/0"], True, True),
+        ):
+            host.send_all(*chosen)
+            for client in (host.lab.client, host.node):
+                for address, is_open in ((primary, at_primary), (second, at_second)):
+                    wanted = {host.inside.name} if is_open else {"refused"}
+                    assert reached(client, (address, port), count=3) == wanted, (chosen, client.name, address)
+    finally:
+        host.send_all()
+        host.node.run(["ip", "address", "delete", f"{second}/{whole}", "dev", "lo"])
+        host.lab.switch.run(["ip", "route", "delete", f"{second}/{whole}"])
 
 
 @both

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from services_app.lab.client import CORE, Document, pod, service
+from services_app.lab.client import CORE, ApiRefused, Document, pod, service
 from services_app.lab.cluster import Cluster, condition
 from services_app.lab.namespaces import Place, ProbeFailed, outcome
 from services_app.lab.network import Lab
@@ -392,6 +392,37 @@ def test_a_load_balancers_address_has_its_clients_and_its_health_checks(
         lab.switch.run(["ip", "route", "delete", f"{address}/{bits}"])
         api.request("DELETE", path)
     wait_until(lambda: checked() == [0, 0, 0])
+    wait_equal(api, lab.nodes)
+
+
+def test_the_kube_proxy_configuration_is_followed_at_once(cluster: Cluster, spread: str) -> None:
+    api, lab = cluster.api, cluster.lab
+    port = make(cluster, spread, "configured", kind="NodePort")["spec"]["ports"][0]["nodePort"]
+    first, second = lab.nodes[0].address, lab.nodes[1].address
+    outcome(lab.client.ask_until(first, port, [*ALL]))
+    outcome(lab.client.ask_until(second, port, [*ALL]))
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+    config = {
+        "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
+        "data": {"config.conf": f"{head}nodePortAddresses: [{first}/32]"},
+    }
+    api.ensure_namespace("kube-system")
+    path = f"{CORE}/namespaces/kube-system/configmaps"
+    lab.client.stream("steady", first, port, interval_ms=10, timeout_s=2)
+    api.create(path, config)
+    outcome(lab.client.ask_until(second, port, None))
+    # A node's own configuration is stronger.
+    for text, backends in (("nodePortAddresses: [primary]", [*ALL]), (None, None)):
+        annotations = {"timonel.io/kube-proxy-configuration": text}
+        api.request("PATCH", f"{CORE}/nodes/{lab.nodes[1].name}", {"metadata": {"annotations": annotations}})
+        outcome(lab.client.ask_until(second, port, backends))
+    with pytest.raises(ApiRefused, match="modus"):
+        api.request("PATCH", f"{path}/kube-proxy", {"data": {"config.conf": f"{head}modus: nftables"}})
+    api.request("DELETE", f"{path}/kube-proxy")
+    outcome(lab.client.ask_until(second, port, [*ALL]))
+    report = lab.client.stream_end("steady")
+    assert not report["failed"], report
+    api.request("DELETE", f"{CORE}/namespaces/{spread}/services/configured")
     wait_equal(api, lab.nodes)
 
 

@@ -16,6 +16,7 @@ from agents.state import State, apply
 from services_app.plan.routing import groups_wanted
 from services_app.render.node import Cluster, NodeNetwork, OwnerState, render_base, render_owner
 from services_app.render.tracer import DELIVERED, DROPPED, REFUSED, UNTOUCHED, NodeTables, Outcome, Packet, Target
+from services_app.spec.kube_proxy import Configuration
 
 Document = dict[str, Any]
 
@@ -26,6 +27,7 @@ READY = {"ready": True, "serving": True, "terminating": False}
 DRAINING = {"ready": False, "serving": True, "terminating": True}
 UNREADY = {"ready": False, "serving": False, "terminating": False}
 RANGES = ["198.51.100.0/25", "198.51.0.0/16", "192.0.2.11/32", "10.1.1.0/24", "2001:db8:9::/64", "fd00:1:1::7/128"]
+NODE_PORT_ADDRESSES = [("primary",), ("192.0.2.8/30",), ("192.0.2.0/24", "2001:db8::12/128"), ("10.0.0.0/8",)]
 OUTSIDE = {4: ["198.51.100.7", "198.51.100.200", "203.0.113.77"], 6: ["2001:db8:9::1", "2001:db8:a::1"]}
 PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
@@ -40,12 +42,14 @@ class World:
 
     services: dict[str, tuple[Document, tuple[Document, ...]]]
     has_pod_cidrs: bool
+    node_port_addresses: tuple[str, ...] = ()
 
     def resources(self, node: str) -> dict[str, list[list[str]]]:
         """Owner -> what the node is sent of it."""
         cidrs = tuple(map(ip_network, POD_CIDRS[node])) if self.has_pod_cidrs else ()
         network = NodeNetwork(tuple(map(ip_address, NODES[node])), cidrs)
-        found = {"": [list(resource) for resource in render_base(CLUSTER, network)]}
+        configuration = Configuration(node_port_addresses=self.node_port_addresses)
+        found = {"": [list(resource) for resource in render_base(CLUSTER, network, configuration)]}
         for number, (owner, (service, slices)) in enumerate(sorted(self.services.items())):
             wanted = {key: number * 16 + n for n, key in enumerate(sorted(groups_wanted(service)), start=1)}
             rendered = render_owner(OwnerState(owner, service, slices, wanted), CLUSTER)
@@ -101,7 +105,8 @@ PROTOCOLS = {port["name"]: port["protocol"] for port in PORTS}
 @st.composite
 def a_world(draw: st.DrawFn) -> World:
     numbers = draw(st.lists(st.sampled_from([1, 2, 3]), unique=True, min_size=1))
-    return World({f"shop/s{number}": draw(a_service(number)) for number in numbers}, draw(st.booleans()))
+    services = {f"shop/s{number}": draw(a_service(number)) for number in numbers}
+    return World(services, draw(st.booleans()), draw(st.sampled_from([(), *NODE_PORT_ADDRESSES])))
 
 
 def clients(world: World, version: int, node: str) -> list[str]:
@@ -140,7 +145,6 @@ def expected(world: World, node: str, packet: Packet, protocol: str) -> Outcome:
         spec = service["spec"]
         if not any(ip_address(text).version == version for text in spec["clusterIPs"]):
             continue
-        is_own_address = packet.destination in NODES[node]
         balancers = [i["ip"] for i in ingress_of(service)]
         for port in spec["ports"]:
             if port["protocol"] != protocol:
@@ -148,7 +152,7 @@ def expected(world: World, node: str, packet: Packet, protocol: str) -> Outcome:
             is_internal = packet.destination in spec["clusterIPs"] and packet.port == port["port"]
             is_balancer = packet.destination in balancers and packet.port == port["port"]
             is_external = packet.destination in spec["externalIPs"] and packet.port == port["port"]
-            is_node_port = is_own_address and packet.port == port.get("nodePort")
+            is_node_port = has_node_ports(world, node, packet.destination) and packet.port == port.get("nodePort")
             if not (is_internal or is_balancer or is_external or is_node_port):
                 continue
             ranges = [text for text in spec.get("loadBalancerSourceRanges", []) if (":" in text) == (version == 6)]
@@ -158,6 +162,13 @@ def expected(world: World, node: str, packet: Packet, protocol: str) -> Outcome:
     if any(packet.destination in service["spec"]["clusterIPs"] for service, _ in world.services.values()):
         return Outcome(REFUSED)
     return Outcome(UNTOUCHED)
+
+
+def has_node_ports(world: World, node: str, destination: str) -> bool:
+    chosen = world.node_port_addresses
+    if destination not in NODES[node] or not chosen or chosen == ("primary",):
+        return destination in NODES[node]
+    return any(ip_address(destination) in ip_network(text) for text in chosen)
 
 
 def chosen(
@@ -187,9 +198,23 @@ def chosen(
     return Outcome(DELIVERED, tuple(sorted(targets)), affinity)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(a_world(), st.sampled_from(["n1", "n2"]), st.booleans())
 def test_every_packet_goes_where_kubernetes_sends_it(world: World, node: str, turns_back: bool) -> None:
+    compare(world, node, turns_back)
+
+
+@pytest.mark.soak
+@settings(max_examples=2000, deadline=None)
+@given(a_world(), st.sampled_from(["n1", "n2"]), st.booleans())
+def test_packets_of_thousands_of_worlds_go_where_kubernetes_sends_them(
+    world: World, node: str, turns_back: bool
+) -> None:
+    compare(world, node, turns_back)
+
+
+def compare(world: World, node: str, turns_back: bool) -> None:
+    """Every client's packet to every destination."""
     owners = world.resources(node)
     assert judge(owners) == {}
     tables = NodeTables([tuple(r) for resources in owners.values() for r in resources], NODES[node])
@@ -201,7 +226,7 @@ def test_every_packet_goes_where_kubernetes_sends_it(world: World, node: str, tu
                 assert outcome == expected(world, node, packet, protocol), (packet, outcome.steps)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(a_world(), min_size=2, max_size=5), st.sampled_from(["n1", "n2"]))
 def test_deltas_end_where_everything_at_once_does(worlds: list[World], node: str) -> None:
     state, kernel = State("c"), dict[tuple[str, str], str]()
