@@ -35,6 +35,7 @@ wake_pushers: list[Callable[[], None]] = []
 _COLUMNS = (
     "revision", "kind", "namespace", "name", "verb", "document", "previous", "owner", "user", "request_id", "at",
 )  # fmt: skip
+_TAKE_COUNTER = "SELECT revision, ranges_revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE"
 _INSERT = "INSERT INTO services_app_change (" + ", ".join(f'"{name}"' for name in _COLUMNS) + ")"
 
 
@@ -50,16 +51,17 @@ class Writer:
         self.rows: list[Change] = []
         with connection.cursor() as cursor:
             # Waits for the writer before us; nobody else can commit a change until we do.
-            cursor.execute("SELECT revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE")
+            cursor.execute(_TAKE_COUNTER)
             found = cursor.fetchone()
             if found is None:
                 cursor.execute(
                     "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision, compacted_for_nodes)"
                     " VALUES (1, gen_random_uuid(), 0, 0, 0) ON CONFLICT DO NOTHING"
                 )
-                cursor.execute("SELECT revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE")
+                cursor.execute(_TAKE_COUNTER)
                 found = cursor.fetchone()
         self.revision: int = found[0]
+        self.ranges_revision: int = found[1]  # of the last change of a ServiceCIDR, before this transaction
 
     def next_revision(self) -> int:
         self.revision += 1

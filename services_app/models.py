@@ -25,6 +25,7 @@ class ControlPlane(models.Model):
     revision = models.BigIntegerField(default=0, help_text="The newest revision given out.")
     compacted_revision = models.BigIntegerField(default=0, help_text="Changes up to here have left the log.")
     compacted_for_nodes = models.BigIntegerField(default=0, help_text="The newest of them that concerned nodes.")
+    ranges_revision = models.BigIntegerField(default=0, db_default=0, help_text="The last change of a ServiceCIDR.")
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(id=1), name="control_plane_is_one_row")]
@@ -182,6 +183,27 @@ class IngressClass(ApiObject):
         verbose_name_plural = "ingress classes"
 
 
+class IPAddress(ApiObject):
+    """A `networking.k8s.io/v1` IPAddress; what makes it the only one of its address is the claim."""
+
+    parent = models.TextField(default="", blank=True, help_text="What it belongs to, e.g. services/default/web.")
+
+    class Meta(ApiObject.Meta):
+        verbose_name = "IP address"
+        verbose_name_plural = "IP addresses"
+        indexes: ClassVar[list[models.Index]] = []  # nearly all have the same labels
+
+
+class ServiceCIDR(ApiObject):
+    """A `networking.k8s.io/v1` ServiceCIDR."""
+
+    cidrs = models.JSONField(default=list, help_text="Its ranges.")
+    is_ready = models.BooleanField(default=False, help_text="Addresses are given out from it.")
+
+    class Meta(ApiObject.Meta):
+        verbose_name = "service CIDR"
+
+
 class Change(models.Model):
     """One write of one object: the watch's event, the pusher's list of what to send, the auditor's record."""
 
@@ -218,7 +240,13 @@ class ClusterIPClaim(models.Model):
     """A cluster IP in use. The unique index decides who gets an address."""
 
     address = models.GenericIPAddressField(primary_key=True)
-    service = models.ForeignKey(Service, on_delete=models.CASCADE, related_name="cluster_ip_claims")
+    service = models.ForeignKey(
+        Service,
+        on_delete=models.CASCADE,
+        related_name="cluster_ip_claims",
+        null=True,
+        help_text="Empty: an IPAddress made by hand has it.",
+    )
 
     class Meta:
         verbose_name = "cluster IP claim"

@@ -16,3 +16,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("netns"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _ranges_are_read_anew():
+    """Revisions come again after a rollback, so what a process keeps by revision must not outlive a test."""
+    from services_app.store import ranges
+
+    ranges.forget()

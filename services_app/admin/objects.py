@@ -274,6 +274,8 @@ _BODIES: dict[str, Document] = {
     "services": {"spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}},
     "pods": {"spec": {"nodeName": "", "containers": [{"name": "app", "image": "example.org/app"}]}},
     "endpoints": {"subsets": [{"addresses": [{"ip": "192.0.2.10"}], "ports": [{"port": 8080}]}]},
+    "servicecidrs": {"spec": {"cidrs": ["10.97.0.0/16"]}},
+    "ipaddresses": {"spec": {"parentRef": {"resource": "hosts", "name": "printer"}}},
     "endpointslices": {
         "addressType": "IPv4",
         "endpoints": [{"addresses": ["192.0.2.10"]}],
@@ -466,3 +468,43 @@ class IngressClassAdmin(ApiObjectAdmin):
     columns = ("controller",)
     search_fields = ("name", "controller")
     search_help_text = "A part of the name or of the controller."
+
+
+@admin.register(models.IPAddress)
+class IPAddressAdmin(ApiObjectAdmin):
+    """IPAddresses."""
+
+    kind = kinds.IP_ADDRESS
+    columns = ("belongs_to",)
+    search_fields = ("name__startswith", "parent")
+    search_help_text = "How the address begins, or a part of what it belongs to."
+
+    @admin.display(description="belongs to", ordering="parent")
+    def belongs_to(self, obj: models.IPAddress) -> str:
+        resource, _, place = obj.parent.partition("/")
+        namespace, _, name = place.partition("/")
+        if resource != "services" or not name:
+            return obj.parent or "–"
+        return link(list_of(models.Service, namespace=namespace, name=name), obj.parent)
+
+    def links(self, obj: Any) -> list[str]:
+        return [link(list_of(models.ClusterIPClaim, address=obj.name), "Claim"), *super().links(obj)]
+
+
+@admin.register(models.ServiceCIDR)
+class ServiceCIDRAdmin(ApiObjectAdmin):
+    """ServiceCIDRs: the ranges, and how much of each is in use."""
+
+    kind = kinds.SERVICE_CIDR
+    columns = ("ranges", "is_ready", "in_use")
+    list_filter = ("is_ready",)
+    search_fields = ("name",)
+    search_help_text = "A part of the name."
+
+    @admin.display(description="ranges")
+    def ranges(self, obj: models.ServiceCIDR) -> str:
+        return ", ".join(obj.cidrs)
+
+    @admin.display(description="addresses in use")
+    def in_use(self, obj: models.ServiceCIDR) -> str:
+        return ", ".join(f"{use.used:,} of {use.size:,}" for use in store.uses(obj.cidrs))

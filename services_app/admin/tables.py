@@ -148,6 +148,8 @@ class OfService(ReadOnly):
 
     @admin.display(description="service", ordering="service__name")
     def service_name(self, obj: Any) -> str:
+        if obj.service_id is None:
+            return "–"
         return link(reverse("admin:services_app_service_change", args=[obj.service_id]), obj.service)
 
 

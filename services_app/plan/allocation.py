@@ -138,12 +138,13 @@ def wants_health_check_port(service: Document) -> bool:
     )
 
 
-def pool_of(address: str, cidrs: Iterable[Network]) -> tuple[PoolRange, int] | None:
-    """The pool an address belongs to and its place in the order of giving out; None when no range has it."""
+def pools_of(address: str, cidrs: Iterable[Network]) -> list[tuple[PoolRange, int]]:
+    """The pools an address belongs to and its place in each one's order of giving out: ranges may overlap."""
     number, version = int(ip_address(address)), ip_address(address).version
-    for cidr in cidrs:
+    found: list[tuple[PoolRange, int]] = []
+    for cidr in dict.fromkeys(cidrs):
         pool = address_pool(cidr)
         offset = pool.offset_of(number) if pool.version == version else None
         if offset is not None:
-            return pool, offset
-    return None
+            found.append((pool, offset))
+    return found

@@ -12,6 +12,7 @@ from typing import Any
 
 from services_app.plan import allocation, endpoints, mirroring
 from services_app.plan.allocation import PoolRange
+from services_app.spec import ipaddress
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.selectors import match_labels
 
@@ -27,11 +28,13 @@ class Mend(Enum):
     LIST = "put the value on the list of free ones"
     UNLIST = "take the value off the list of free ones"
     DERIVE = "derive the Service's endpoints anew"
+    WRITE = "write the IPAddress anew"
+    REMOVE = "remove the IPAddress"
 
 
 # These take something away from what may be about to use it, so they wait for the third sighting, as Kubernetes does.
 # The others only restore what the objects say; to wait would let somebody else take the value meanwhile.
-MENDED_LATE = frozenset({Mend.RELEASE, Mend.LIST})
+MENDED_LATE = frozenset({Mend.RELEASE, Mend.LIST, Mend.REMOVE})
 SIGHTINGS_BEFORE_LATE = 3
 
 
@@ -129,7 +132,45 @@ def _is_in_range(what: str, value: str, cluster: ClusterSettings) -> bool:
     if what == _PORT:
         return int(value) in cluster.node_port_range
     address = ip_address(value)
-    return any(address.version == cidr.version and address in cidr for cidr in cluster.service_cidrs)
+    return any(address.version == cidr.version and address in cidr for cidr in cluster.virtual_cidrs)
+
+
+def check_addresses(
+    services: Iterable[Document], objects: Mapping[str, Document], claims: Mapping[str, str], by_hand: Set[str]
+) -> Iterator[Finding]:
+    """Every cluster IP has an IPAddress that names its Service; one made by hand has a claim of its own.
+
+    objects: address -> its IPAddress. claims: address -> uid of the Service that claims it. by_hand: addresses claimed
+    for no Service. A Service that holds an address without the claim is no matter of these.
+    """
+    held: set[str] = set()
+    for service in services:
+        uid, name = service["metadata"]["uid"], _key(service)
+        for address in allocation.cluster_ips_of(service):
+            held.add(address)
+            found = objects.get(address)
+            if claims.get(address) != uid:
+                continue
+            if found is None:
+                message = f"Cluster IP {address} has no IPAddress; writing it anew"
+                yield Finding("IPAddressMissing", message, address, name, uid, Mend.WRITE)
+            elif ipaddress.parent_of(found) != (service["metadata"]["namespace"], service["metadata"]["name"]):
+                message = f"IPAddress {address} does not name the Service that has it; writing it anew"
+                yield Finding("IPAddressWrongReference", message, address, name, uid, Mend.WRITE)
+    for address, found in objects.items():
+        if address in held:
+            continue
+        if ipaddress.is_allocators(found):
+            message = f"IPAddress {address} is no Service's; it is removed when seen so again"
+            yield Finding("IPAddressNotAllocated", message, address, mend=Mend.REMOVE)
+        elif address not in by_hand:
+            message = f"IPAddress {address} has no claim; claiming it"
+            yield Finding("ClusterIPNotAllocated", message, address, mend=Mend.CLAIM)
+    for address in sorted(by_hand - objects.keys()):
+        message = (
+            f"Cluster IP {address} is claimed for an IPAddress that is not there; it is released when seen so again"
+        )
+        yield Finding("ClusterIPLeaked", message, address, mend=Mend.RELEASE)
 
 
 def check_free_lists(lists: Iterable[FreeList], taken: Set[str]) -> Iterator[Finding]:

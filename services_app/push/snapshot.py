@@ -12,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
-from services_app import changes, models
+from services_app import changes, models, store
 from services_app.render.node import (
     BASE_OWNER,
     Cluster,
@@ -69,10 +69,9 @@ _kept = _Kept()
 
 
 def cluster() -> Cluster:
-    """What every node's base depends on."""
-    return Cluster(
-        tuple(settings.TIMONEL_SERVICE_CIDRS), settings.TIMONEL_CLUSTER_DOMAIN, tuple(settings.TIMONEL_POD_CIDRS)
-    )
+    """What every node's base depends on: ranges that go are routed as long as they are in use. One query."""
+    virtual = store.cluster_settings().virtual_cidrs
+    return Cluster(virtual, settings.TIMONEL_CLUSTER_DOMAIN, tuple(settings.TIMONEL_POD_CIDRS))
 
 
 @dataclass(frozen=True)
@@ -175,9 +174,12 @@ def _read_owners(wanted: set[str] | None) -> dict[str, Rendered]:
         else:
             found[owner] = kept
     names = sorted(missing)
+    if not names:
+        return found
+    known = cluster()
     for start in range(0, len(names), 500):
         for state in _read_states(names[start : start + 500], missing):
-            rendered = render_owner(state, cluster())
+            rendered = render_owner(state, known)
             _kept.put((state.owner, missing[state.owner][0]), rendered)
             found[state.owner] = rendered
     return found

@@ -58,7 +58,7 @@ def validate_destination(text: str, path: str, cluster: ClusterSettings) -> list
     """
     errors = validate_reachable(text, path)
     address = names.parse_address_leniently(text)
-    for network in cluster.service_cidrs:
+    for network in cluster.virtual_cidrs:
         if address is not None and address.version == network.version and address in network:
             detail = f"may not be in the range of cluster IPs ({network}): a virtual address is no valid destination"
             errors.append(invalid(path, text, detail))

@@ -153,6 +153,24 @@ INGRESS_CLASS = Kind(
     singular="ingressclass",
     namespaced=False,
 )
+IP_ADDRESS = Kind(
+    group="networking.k8s.io",
+    version="v1",
+    kind="IPAddress",
+    plural="ipaddresses",
+    singular="ipaddress",
+    short_names=("ip",),
+    namespaced=False,
+)
+SERVICE_CIDR = Kind(
+    group="networking.k8s.io",
+    version="v1",
+    kind="ServiceCIDR",
+    plural="servicecidrs",
+    singular="servicecidr",
+    namespaced=False,
+    subresources=("status",),
+)
 
 
 def _review(group: str, kind: str) -> Kind:
@@ -183,6 +201,8 @@ STORED: tuple[Kind, ...] = (
     LEASE,
     INGRESS,
     INGRESS_CLASS,
+    IP_ADDRESS,
+    SERVICE_CIDR,
 )
 KINDS: tuple[Kind, ...] = (*STORED, *REVIEWS)
 

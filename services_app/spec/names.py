@@ -119,6 +119,13 @@ def label_value_problems(text: str) -> list[str]:
     return problems
 
 
+def path_segment_problems(text: str) -> list[str]:
+    """What is wrong with a name that becomes one segment of a path."""
+    if text in (".", ".."):
+        return [f"may not be '{text}'"]
+    return [f"may not contain '{character}'" for character in ("/", "%") if character in text]
+
+
 def port_number_problems(number: int) -> list[str]:
     return [] if 1 <= number <= 65535 else ["must be between 1 and 65535, inclusive"]
 

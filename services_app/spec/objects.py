@@ -16,6 +16,7 @@ from services_app.spec import (
     endpointslice,
     event,
     ingress,
+    ipaddress,
     kube_proxy,
     lease,
     meta,
@@ -24,6 +25,7 @@ from services_app.spec import (
     pod,
     secret,
     service,
+    servicecidr,
 )
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError
@@ -35,12 +37,14 @@ from services_app.spec.kinds import (
     EVENTS_EVENT,
     INGRESS,
     INGRESS_CLASS,
+    IP_ADDRESS,
     LEASE,
     NAMESPACE,
     NODE,
     POD,
     SECRET,
     SERVICE,
+    SERVICE_CIDR,
     Kind,
 )
 from services_app.spec.names import parse_network
@@ -170,6 +174,18 @@ STRATEGIES: dict[Kind, Strategy] = {
         lambda old, new, subresource, cluster: ingress.prepare_class_update(old, new),
         lambda new, cluster: ingress.validate_class_create(new),
         lambda old, new, subresource, cluster: ingress.validate_class_update(old, new),
+    ),
+    IP_ADDRESS: Strategy(
+        lambda new, cluster: ipaddress.prepare(new),
+        lambda old, new, subresource, cluster: ipaddress.prepare(new),
+        lambda new, cluster: ipaddress.validate_create(new),
+        lambda old, new, subresource, cluster: ipaddress.validate_update(old, new),
+    ),
+    SERVICE_CIDR: Strategy(
+        lambda new, cluster: servicecidr.prepare_create(new),
+        lambda old, new, subresource, cluster: servicecidr.prepare_update(old, new, subresource),
+        lambda new, cluster: servicecidr.validate_create(new),
+        lambda old, new, subresource, cluster: servicecidr.validate_update(old, new, subresource),
     ),
 }
 

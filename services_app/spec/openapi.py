@@ -54,9 +54,15 @@ _PACKAGES = {
     "ForZone": "discovery",
     "HTTPIngressPath": "networking",
     "HTTPIngressRuleValue": "networking",
+    "IPAddress": "networking",
+    "IPAddressSpec": "networking",
     "Lease": "coordination",
     "LeaseSpec": "coordination",
+    "ParentReference": "networking",
     "ServiceBackendPort": "networking",
+    "ServiceCIDR": "networking",
+    "ServiceCIDRSpec": "networking",
+    "ServiceCIDRStatus": "networking",
     "UserInfo": "authentication",
 }
 _SCALARS: dict[str, Document] = {

@@ -152,6 +152,7 @@ _ALWAYS = {
     "EphemeralContainer": "resources",
     "Event": "eventTime firstTimestamp lastTimestamp reportingComponent reportingInstance source",
     "EventsEvent": "deprecatedFirstTimestamp deprecatedLastTimestamp deprecatedSource metadata regarding",
+    "IPAddress": "metadata spec",
     "Ingress": "metadata spec status",
     "IngressServiceBackend": "port",
     "IngressStatus": "loadBalancer",
@@ -165,11 +166,12 @@ _ALWAYS = {
     "PodCondition": "lastProbeTime lastTransitionTime",
     "SelfSubjectReviewStatus": "userInfo",
     "Service": "metadata spec status",
+    "ServiceCIDR": "metadata spec status",
     "ServicePort": "targetPort",
     "ServiceStatus": "loadBalancer",
 }
 # Required in OpenAPI, yet left out when empty.
-_NOT_ALWAYS = {"NamespaceCondition": "", "ObjectReference": ""}
+_NOT_ALWAYS = {"IPAddressSpec": "", "NamespaceCondition": "", "ObjectReference": "", "ParentReference": ""}
 
 # Lists that strategic merge patches merge by key instead of replacing them.
 # Service ports: Kubernetes merges by port alone and so loses one of 53/TCP and 53/UDP (kubernetes#39188).
@@ -206,6 +208,7 @@ _MERGE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
         "podIPs": ("ip",),
         "resourceClaimStatuses": ("name",),
     },
+    "ServiceCIDRStatus": {"conditions": ("type",)},
     "ServiceSpec": {"ports": ("port", "protocol")},
     "ServiceStatus": {"conditions": ("type",)},
 }
@@ -247,6 +250,7 @@ _LIST_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "PodStatus": {"conditions": ("type",), "podIPs": ("ip",), "resourceClaimStatuses": ("name",)},
     "ResourceRequirements": {"claims": ("name",)},
     "ResourceStatus": {"resources": ("resourceID",)},
+    "ServiceCIDRStatus": {"conditions": ("type",)},
     "ServiceSpec": {"ports": ("port", "protocol")},
     "ServiceStatus": {"conditions": ("type",)},
 }

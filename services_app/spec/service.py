@@ -403,14 +403,18 @@ def _range_problem(text: str, cluster: ClusterSettings) -> str:
     """Why an address cannot be given out, "" when it can be."""
     address = names.parse_address_leniently(text)
     ranges = [network for network in cluster.service_cidrs if address and network.version == address.version]
-    for network in ranges:
-        if address in network:
-            reserved = {network.network_address}
-            if network.version == 4:
-                reserved.add(network.broadcast_address)
-            return "" if address not in reserved else "the network and broadcast address cannot be given out"
+    holding = [network for network in ranges if address in network]
+    if any(address not in _reserved(network) for network in holding):
+        return ""
+    if holding:
+        return "the network and broadcast address cannot be given out"
     shown = ", ".join(map(str, ranges))
     return f"the provided IP ({text}) is not in the valid range. The range of valid IPs is {shown}"
+
+
+def _reserved(network: names.Network) -> set[names.Address]:
+    """The addresses of a range that nobody gets: its own, and with IPv4 the broadcast address."""
+    return {network.network_address, *([network.broadcast_address] if network.version == 4 else [])}
 
 
 def _validate_cluster_ips(spec: Document, known: Any) -> list[FieldError]:

@@ -16,12 +16,14 @@ from services_app.spec.kinds import (
     EVENTS_EVENT,
     INGRESS,
     INGRESS_CLASS,
+    IP_ADDRESS,
     LEASE,
     NAMESPACE,
     NODE,
     POD,
     SECRET,
     SERVICE,
+    SERVICE_CIDR,
     Kind,
 )
 
@@ -111,6 +113,9 @@ _COLUMNS: dict[Kind, tuple[tuple[str, str, str, int, str], ...]] = {
         ("Parameters", "string", "", 0, "Where the controller finds more."),
         _AGE,
     ),
+    # Rows have a third cell, the age, as Kubernetes' have; it names no column for it either.
+    IP_ADDRESS: (_NAME, ("ParentRef", "string", "", 0, "What the address belongs to.")),
+    SERVICE_CIDR: (_NAME, ("CIDRs", "string", "", 0, "The ranges of cluster IPs."), _AGE),
 }
 _COLUMNS[EVENTS_EVENT] = _COLUMNS[EVENT]
 
@@ -375,6 +380,20 @@ def _ingress_class(document: Document, now: datetime) -> Cells:
     return [document["metadata"]["name"], document["spec"].get("controller", ""), shown, _age(document, now)]
 
 
+def _ip_address(document: Document, now: datetime) -> Cells:
+    reference = document["spec"].get("parentRef")
+    shown = NONE
+    if reference is not None:
+        group = f".{reference['group']}" if reference.get("group") else ""
+        place = [f"{reference.get('resource', '')}{group}", reference.get("namespace"), reference.get("name")]
+        shown = "/".join(part for part in place if part)
+    return [document["metadata"]["name"], shown, _age(document, now)]
+
+
+def _service_cidr(document: Document, now: datetime) -> Cells:
+    return [document["metadata"]["name"], ",".join(document["spec"].get("cidrs") or ()), _age(document, now)]
+
+
 _CELLS: dict[Kind, Callable[[Document, datetime], Cells]] = {
     SERVICE: _service,
     ENDPOINTS: _endpoints,
@@ -389,6 +408,8 @@ _CELLS: dict[Kind, Callable[[Document, datetime], Cells]] = {
     LEASE: _lease,
     INGRESS: _ingress,
     INGRESS_CLASS: _ingress_class,
+    IP_ADDRESS: _ip_address,
+    SERVICE_CIDR: _service_cidr,
 }
 
 

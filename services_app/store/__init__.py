@@ -1,12 +1,13 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports;
+`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports from the
+`ranges`; `addresses` and `servicecidrs` do for IPAddresses and ServiceCIDRs what controllers do in Kubernetes;
 `transaction` writes under the counter row and derives endpoints; `forms` says how objects lie in the database; `status`
 writes what nodes report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap`
 makes what every cluster has.
 """
 
-from services_app.store.bootstrap import bootstrap
+from services_app.store.bootstrap import bootstrap, ensure_ranges
 from services_app.store.checks import check_everything
 from services_app.store.forms import shown_text
 from services_app.store.listing import Page, too_large
@@ -22,7 +23,9 @@ from services_app.store.objects import (
     get,
     update,
 )
+from services_app.store.ranges import uses
 from services_app.store.repair import repair
+from services_app.store.servicecidrs import finish_retirements
 from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed
 
 __all__ = [
@@ -36,8 +39,10 @@ __all__ = [
     "cluster_settings",
     "create",
     "delete",
+    "ensure_ranges",
     "expire_events",
     "finish_namespace",
+    "finish_retirements",
     "get",
     "list",
     "reap_pods",
@@ -46,4 +51,5 @@ __all__ = [
     "shown_text",
     "too_large",
     "update",
+    "uses",
 ]

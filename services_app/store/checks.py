@@ -38,13 +38,17 @@ def _take_snapshot() -> None:
 def _find() -> list[Finding]:
     cluster = cluster_settings()
     services = _documents(models.Service)
-    addresses = {str(a): str(uid) for a, uid in models.ClusterIPClaim.objects.values_list("address", "service_id")}
+    claimed = {str(a): uid for a, uid in models.ClusterIPClaim.objects.values_list("address", "service_id")}
+    addresses = {address: str(uid) for address, uid in claimed.items() if uid is not None}
+    by_hand = claimed.keys() - addresses.keys()
+    made = {document["metadata"]["name"]: document for document in _documents(models.IPAddress)}
     ports = {port: str(uid) for port, uid in models.NodePortClaim.objects.values_list("port", "service_id")}
-    taken = {*addresses, *map(str, ports)}
+    taken = {*claimed, *map(str, ports)}
     for service in services:
         taken.update(allocation.cluster_ips_of(service), map(str, allocation.node_ports_of(service)))
     return [
         *checks.check_claims(services, addresses, ports, cluster),
+        *checks.check_addresses(services, made, addresses, by_hand),
         *checks.check_free_lists(_free_lists(cluster), taken),
         *checks.check_endpoints(
             services,
@@ -63,7 +67,8 @@ def _free_lists(cluster: ClusterSettings) -> list[FreeList]:
     values: dict[str, set[str]] = {}
     for pool, value in models.FreeValue.objects.values_list("pool", "value"):
         values.setdefault(pool, set()).add(value)
-    pools = [*map(allocation.address_pool, cluster.service_cidrs), allocation.port_pool(cluster.node_port_range)]
+    cidrs = dict.fromkeys(cluster.service_cidrs)
+    pools = [*map(allocation.address_pool, cidrs), allocation.port_pool(cluster.node_port_range)]
     return [FreeList(p, laid_out.get(p.name, 0), frozenset(values.get(p.name, ()))) for p in pools]
 
 

@@ -51,7 +51,8 @@ _CLAIM_FREE = {
 }
 # Places of values that no range has are not in the arrays: those are only deleted.
 _GIVE_BACK = (
-    "WITH gone AS (DELETE FROM {table} WHERE service_id = %s AND {column} = ANY(%s::{type}[]) RETURNING {column} AS value)"
+    "WITH gone AS (DELETE FROM {table} WHERE service_id IS NOT DISTINCT FROM %s::uuid"
+    " AND {column} = ANY(%s::{type}[]) RETURNING {column} AS value)"
     " INSERT INTO services_app_freevalue (pool, band, value)"
     " SELECT * FROM unnest(%s::text[], %s::smallint[], %s::text[]) AS place (pool, band, value)"
     " WHERE place.value::{type} IN (SELECT value FROM gone) ON CONFLICT DO NOTHING"
@@ -91,30 +92,44 @@ def release(uid: UUID, old: Document, new: Document | None, cluster: ClusterSett
     _release(_PORT, uid, {*map(str, ports)}, cluster)
 
 
-# Mending what `plan.checks` found; values as text, a number being a node port
+# An address that an IPAddress made by hand has is claimed for no Service
+
+
+def claim_by_hand(address: str, cluster: ClusterSettings) -> bool:
+    """Whether the address is now an IPAddress' own; False when somebody has it."""
+    return _claim_given(*_place(address, cluster), None, address)
+
+
+def release_by_hand(address: str, cluster: ClusterSettings) -> None:
+    """Give back the address of an IPAddress that was made by hand; nothing when a Service has it."""
+    _release(_ADDRESS, None, {address}, cluster)
+
+
+# Mending what `plan.checks` found; values as text, a number being a node port; uid None: an IPAddress made by hand
 
 
 def claim_held(uid: UUID, value: str, cluster: ClusterSettings) -> None:
     """Claim what a Service holds without a claim, in place of a claimant that does not hold it."""
-    what, place = _place(value, cluster)
+    what, places = _place(value, cluster)
     with connection.cursor() as cursor:
         cursor.execute(_CLAIM_HELD[what], [value, uid])
-    if place is not None:
-        withdraw(place[0].name, value)
+    for pool, _ in places:
+        withdraw(pool.name, value)
 
 
-def release_leaked(uid: UUID, value: str, cluster: ClusterSettings) -> None:
+def release_leaked(uid: UUID | None, value: str, cluster: ClusterSettings) -> None:
     """Give back what is claimed for a Service that does not hold it."""
     _release(_PORT if value.isdigit() else _ADDRESS, uid, {value}, cluster)
 
 
 def offer(value: str, cluster: ClusterSettings) -> None:
     """Put a value that nobody has on the list of free ones."""
-    what, place = _place(value, cluster)
+    what, places = _place(value, cluster)
     with connection.cursor() as cursor:
         cursor.execute(_CLAIMED[what].format(value="%s"), [value])
-        if cursor.fetchone() is None and place is not None:
-            pool, offset = place
+        if cursor.fetchone() is not None:
+            return
+        for pool, offset in places:
             sql = "INSERT INTO services_app_freevalue (pool, band, value) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
             cursor.execute(sql, [pool.name, pool.band_at(offset), value])
 
@@ -125,13 +140,33 @@ def withdraw(pool: str, value: str) -> None:
         cursor.execute("DELETE FROM services_app_freevalue WHERE pool = %s AND value = %s", [pool, value])
 
 
-def _place(value: str, cluster: ClusterSettings) -> tuple[str, tuple[PoolRange, int] | None]:
-    """What a value is, and its pool and place there; None when no range has it."""
+def forget_pools(cluster: ClusterSettings) -> int:
+    """Drop what is left of the lists of ranges that are retired; how many there were. One query when there are none."""
+    wanted = [pool.name for pool in _pools(cluster)]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT name FROM services_app_pool WHERE NOT name = ANY(%s)", [wanted])
+        names = [name for (name,) in cursor.fetchall()]
+        if names:
+            cursor.execute("DELETE FROM services_app_pool WHERE name = ANY(%s)", [names])
+            cursor.execute("DELETE FROM services_app_freevalue WHERE pool = ANY(%s)", [names])
+    return len(names)
+
+
+def _pools(cluster: ClusterSettings) -> list[PoolRange]:
+    addresses = map(allocation.address_pool, dict.fromkeys(cluster.service_cidrs))
+    return [*addresses, allocation.port_pool(cluster.node_port_range)]
+
+
+Places = list[tuple[PoolRange, int]]
+
+
+def _place(value: str, cluster: ClusterSettings) -> tuple[str, Places]:
+    """What a value is, and its pools and place in each: several when ranges overlap, none when no range has it."""
     if not value.isdigit():
-        return _ADDRESS, allocation.pool_of(value, cluster.service_cidrs)
+        return _ADDRESS, allocation.pools_of(value, cluster.service_cidrs)
     ports = allocation.port_pool(cluster.node_port_range)
     offset = ports.offset_of(int(value))
-    return _PORT, None if offset is None else (ports, offset)
+    return _PORT, [] if offset is None else [(ports, offset)]
 
 
 # Giving out
@@ -149,16 +184,21 @@ def _claim_addresses(uid: UUID, old: Document | None, new: Document, cluster: Cl
     spec = new["spec"]
     for index, family in allocation.missing_families(new):
         version = 6 if family == "IPv6" else 4
-        pools = [allocation.address_pool(cidr) for cidr in cluster.service_cidrs if cidr.version == version]
+        cidrs = dict.fromkeys(cidr for cidr in cluster.service_cidrs if cidr.version == version)
+        pools = [allocation.address_pool(cidr) for cidr in cidrs]
         given = _claim_free(_ADDRESS, uid, pools, 1)
         if not given:
             ranges = ", ".join(pool.name for pool in pools)
-            detail = f"no free {family} address: every one of {ranges} is in use; delete a Service or widen the range"
+            state = f"every one of {ranges} is in use; delete a Service or" if pools else "no range of it is ready;"
+            detail = f"no free {family} address: {state} add a ServiceCIDR"
             errors.append(FieldError("Invalid", "spec.clusterIPs", spec.get("clusterIPs"), detail))
             continue
         addresses = list(spec.get("clusterIPs") or [])
         addresses += [""] * (index + 1 - len(addresses))
         addresses[index] = given[0]
+        if len(pools) > 1:
+            for pool, _ in _place(given[0], cluster)[1]:  # it may be on offer in a range that overlaps
+                withdraw(pool.name, given[0])
         spec["clusterIPs"] = addresses
     if spec.get("clusterIPs"):
         spec["clusterIP"] = spec["clusterIPs"][0]
@@ -199,14 +239,14 @@ def _claim_ports(uid: UUID, old: Document | None, new: Document, cluster: Cluste
     return errors
 
 
-def _claim_given(what: str, place: tuple[PoolRange, int] | None, uid: UUID, value: str) -> bool:
+def _claim_given(what: str, places: Places, uid: UUID | None, value: str) -> bool:
     """Whether the value is now the Service's; waits for a transaction that is about to take or release it."""
     with connection.cursor() as cursor:
         cursor.execute(_CLAIM_GIVEN[what], [value, uid])
         if cursor.fetchone() is None:
             return False
-    if place is not None:
-        withdraw(place[0].name, value)
+    for pool, _ in places:
+        withdraw(pool.name, value)
     return True
 
 
@@ -263,7 +303,7 @@ def _first_address(pool: PoolRange) -> str | None:
     return str(IPv4Address(pool.first) if pool.version == 4 else IPv6Address(pool.first))
 
 
-def _release(what: str, uid: UUID, values: set[str], cluster: ClusterSettings) -> None:
+def _release(what: str, uid: UUID | None, values: set[str], cluster: ClusterSettings) -> None:
     """Give values back that the Service has, all in one statement: this runs under the counter row.
 
     They are on offer again also when their pool is not laid out so far: a look at how far it is would miss who lays it
@@ -272,7 +312,7 @@ def _release(what: str, uid: UUID, values: set[str], cluster: ClusterSettings) -
     if not values:
         return
     ordered = sorted(values)
-    places = [(place, value) for value in ordered if (place := _place(value, cluster)[1]) is not None]
+    places = [(place, value) for value in ordered for place in _place(value, cluster)[1]]
     pools = [pool.name for (pool, _), _ in places]
     bands = [pool.band_at(offset) for (pool, offset), _ in places]
     with connection.cursor() as cursor:

@@ -6,7 +6,7 @@ from typing import Any
 from services_app import models
 from services_app.plan import endpoints
 from services_app.plan.routing import canonical_address
-from services_app.spec import kinds
+from services_app.spec import kinds, servicecidr
 from services_app.spec.kinds import Kind
 
 Document = dict[str, Any]
@@ -24,6 +24,8 @@ MODELS: dict[str, type[models.ApiObject]] = {
     kinds.LEASE.plural: models.Lease,
     kinds.INGRESS.plural: models.Ingress,
     kinds.INGRESS_CLASS.plural: models.IngressClass,
+    kinds.IP_ADDRESS.plural: models.IPAddress,
+    kinds.SERVICE_CIDR.plural: models.ServiceCIDR,
 }
 
 
@@ -119,6 +121,15 @@ def _ingress_class(document: Document) -> Document:
     return {"controller": document["spec"].get("controller") or ""}
 
 
+def _ip_address(document: Document) -> Document:
+    reference = document["spec"].get("parentRef") or {}
+    return {"parent": "/".join(filter(None, (reference.get(key) for key in ("resource", "namespace", "name"))))}
+
+
+def _service_cidr(document: Document) -> Document:
+    return {"cidrs": document["spec"].get("cidrs") or [], "is_ready": servicecidr.is_ready(document)}
+
+
 _EXTRACT = {
     kinds.SERVICE.plural: _service,
     kinds.ENDPOINT_SLICE.plural: _slice,
@@ -129,6 +140,8 @@ _EXTRACT = {
     kinds.LEASE.plural: _lease,
     kinds.INGRESS.plural: _ingress,
     kinds.INGRESS_CLASS.plural: _ingress_class,
+    kinds.IP_ADDRESS.plural: _ip_address,
+    kinds.SERVICE_CIDR.plural: _service_cidr,
 }
 
 

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
-from django.conf import settings
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
@@ -22,12 +21,21 @@ from services_app import models
 from services_app.changes import encode
 from services_app.plan import kubelet
 from services_app.spec import kinds, managed_fields, objects
-from services_app.spec.errors import AlreadyExists, Conflict, Forbidden, Invalid, NotFound, invalid
+from services_app.spec.errors import (
+    AlreadyExists,
+    Conflict,
+    FieldError,
+    Forbidden,
+    Invalid,
+    NotFound,
+    ServiceUnavailable,
+    invalid,
+)
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import ordered, timestamp
 from services_app.spec.namespace import FINALIZER
 from services_app.spec.objects import ClusterSettings
-from services_app.store import claims, forms
+from services_app.store import addresses, claims, forms, ranges, servicecidrs
 from services_app.store.columns import deletion_deadline, model_of, node_addresses
 from services_app.store.transaction import Transaction, name_suffix
 
@@ -69,12 +77,8 @@ class _LostRace(Exception):
 
 
 def cluster_settings() -> ClusterSettings:
-    """The ranges and the domain, as configured."""
-    return ClusterSettings(
-        service_cidrs=tuple(settings.TIMONEL_SERVICE_CIDRS),
-        node_port_range=settings.TIMONEL_NODE_PORT_RANGE,
-        cluster_domain=settings.TIMONEL_CLUSTER_DOMAIN,
-    )
+    """The ranges as they are now, and the domain. One query."""
+    return ranges.read()
 
 
 def get(kind: Kind, namespace: str, name: str) -> Stored:
@@ -98,8 +102,8 @@ def create(
     applied: the document comes from an apply and says who owns its fields. Raises Invalid with every error at once,
     AlreadyExists, NotFound for a missing namespace, Forbidden for one that goes. Nothing is kept of a failed create.
     """
-    cluster = cluster_settings()
     for attempt in range(TRIES):
+        cluster = ranges.known()
         now = timezone.now()
         prepared = objects.prepare_create(
             kind,
@@ -110,7 +114,9 @@ def create(
             cluster=cluster,
             name_suffix=name_suffix(),
         )
-        if errors := objects.validate_create(kind, prepared, cluster):
+        if errors := _validate_create(kind, prepared, cluster):
+            if ranges.are_newer_than(cluster):
+                continue
             raise Invalid(kind, prepared["metadata"].get("name", ""), errors)
         if applied:
             _own(prepared, document["metadata"].get("managedFields"))
@@ -123,7 +129,17 @@ def create(
         except AlreadyExists:
             if not generated or attempt == TRIES - 1:
                 raise
-    raise AssertionError("unreachable")
+        except Invalid:
+            if not ranges.are_newer_than(cluster):
+                raise
+        except _LostRace:
+            continue
+    raise ServiceUnavailable("the ranges of cluster IPs are changing; try again")
+
+
+def _validate_create(kind: Kind, prepared: Document, cluster: ClusterSettings) -> list[FieldError]:
+    errors = objects.validate_create(kind, prepared, cluster)
+    return errors or (ranges.validate_apart(prepared) if kind is kinds.SERVICE_CIDR else [])
 
 
 def _own(document: Document, entries: list[Document] | None) -> None:
@@ -141,7 +157,10 @@ def _create_once(
     with transaction.atomic():
         if kind is kinds.SERVICE and not dry_run:
             claims.claim(UUID(metadata["uid"]), None, document, cluster)
+        elif kind is kinds.IP_ADDRESS and not dry_run and not claims.claim_by_hand(metadata["name"], cluster):
+            raise AlreadyExists(kind, metadata["name"])
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
+        _check_ranges(tx, cluster)
         if kind.namespaced:
             _require_namespace(kind, metadata["namespace"], metadata["name"])
         if kind is kinds.POD:
@@ -152,8 +171,17 @@ def _create_once(
             del metadata["resourceVersion"]
             raise _DryRun(Stored(encode(document), 0, created=True))
         revision = tx.log.revision
+        if kind is kinds.SERVICE_CIDR:
+            servicecidrs.make_ready(tx, document, text)
         tx.finish()
     return Stored(text, revision, created=True)
+
+
+def _check_ranges(tx: Transaction, cluster: ClusterSettings) -> None:
+    """Raise _LostRace when something was judged, or given out, by ranges that are no more those that hold."""
+    if tx.log.ranges_revision != cluster.revision:
+        ranges.forget()
+        raise _LostRace
 
 
 def _require_namespace(kind: Kind, namespace: str, name: str) -> None:
@@ -197,22 +225,31 @@ def update(
     it leaves in must be the current one. applied: it says who owns the fields as well. Raises NotFound, Conflict,
     Invalid and whatever `change` raises. A change that changes nothing is not written.
     """
-    cluster = cluster_settings()
     for _ in range(RACES):
+        cluster = ranges.known()
         current = get(kind, namespace, name)
         old = json.loads(current.document)
         wanted = change(deepcopy(old))
         _check_version(kind, name, old, wanted)
         prepared = objects.prepare_update(kind, old, wanted, subresource=subresource, cluster=cluster)
         errors = objects.validate_update(kind, old, prepared, subresource=subresource, cluster=cluster)
+        if not errors and kind is kinds.SERVICE_CIDR and old["spec"] != prepared["spec"]:
+            errors = ranges.validate_apart(prepared)
         if errors:
+            if ranges.are_newer_than(cluster):
+                continue
             raise Invalid(kind, name, errors)
         prepared["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
         _own(prepared, _owners(kind, old, wanted, prepared, subresource, actor, applied))
         if managed_fields.is_same(old, prepared):
             return current
-        with suppress(_LostRace):
+        try:
             return retried(partial(_update_once, kind, current, old, prepared, cluster, actor, dry_run, subresource))
+        except _LostRace:
+            continue
+        except Invalid:
+            if not ranges.are_newer_than(cluster):
+                raise
     raise Conflict(
         kind, name, "the object has been modified; please apply your changes to the latest version and try again"
     )
@@ -250,6 +287,7 @@ def _update_once(
                 claims.claim(uid, old, document, cluster)
             _reset_programmed(old, document, now)
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
+        _check_ranges(tx, cluster)
         if not model_of(kind).objects.filter(uid=uid, revision=current.revision).exists():
             raise _LostRace
         if kind is kinds.POD and subresource != "status":
@@ -257,7 +295,7 @@ def _update_once(
         if dry_run:
             raise _DryRun(Stored(encode(document), current.revision))
         if document["metadata"].get("deletionTimestamp") and not _is_held(kind, document):
-            return _remove(tx, kind, document, current.document, cluster)
+            return _remove(tx, kind, document, current.document)
         text = tx.update(kind, document, current.document)
         revision = tx.log.revision
         if kind is kinds.SERVICE and not subresource:
@@ -376,6 +414,8 @@ def delete(
     )
     if kind is kinds.NAMESPACE and not dry_run:
         finish_namespace(name, actor=actor, at_most=EMPTIED_AT_ONCE)
+    if kind is kinds.SERVICE_CIDR and not dry_run:
+        servicecidrs.finish_retirement(name, actor=actor)
     return stored
 
 
@@ -402,7 +442,7 @@ def _delete_once(
         propagation = propagation or _propagation_of(metadata)
         collector = COLLECTORS.get(propagation or "") if kind is not kinds.NAMESPACE else None
         if not others and not collector and kind not in (kinds.POD, kinds.NAMESPACE):
-            return _remove(tx, kind, document, current.document, cluster_settings(), propagation)
+            return _remove(tx, kind, document, current.document, propagation)
         grace_s = _grace_period_s(kind, document, grace_period_s)
         if metadata.get("deletionTimestamp") and grace_s >= metadata.get("deletionGracePeriodSeconds", 0):
             return current
@@ -418,7 +458,7 @@ def _delete_once(
             else:
                 del document["metadata"]["finalizers"]
         if not others and kind is not kinds.NAMESPACE and not grace_s:
-            removed = _remove(tx, kind, document, text, cluster_settings(), propagation)
+            removed = _remove(tx, kind, document, text, propagation)
             return marked if collector else removed
         tx.finish()
     return marked
@@ -473,17 +513,24 @@ def _remove(
     kind: Kind,
     document: Document,
     previous: str,
-    cluster: ClusterSettings,
     propagation: str | None = None,
 ) -> Stored:
     """Take an object out, with its claims and what was derived from it."""
+    holder = None
+    if kind is kinds.IP_ADDRESS:
+        address = document["metadata"]["name"]
+        holder = addresses.service_of(address)
+        if holder is None:
+            claims.release_by_hand(address, ranges.at(tx.log.ranges_revision))
     if kind is kinds.SERVICE:
         uid = UUID(document["metadata"]["uid"])
-        claims.release(uid, document, None, cluster)
+        claims.release(uid, document, None, ranges.at(tx.log.ranges_revision))
         models.EndpointGroup.objects.filter(service_id=uid).delete()
         _collect(tx, kind, document, propagation)
     text = tx.delete(kind, document, previous)
     revision = tx.log.revision
+    if holder is not None:
+        addresses.insert(tx, address, *holder)  # the Service still has it: Kubernetes' repair makes it anew
     tx.finish()
     return Stored(text, revision)
 

@@ -18,13 +18,14 @@ from services_app import models
 from services_app.plan.checks import Finding, Mend
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
-from services_app.store import checks, claims, events
+from services_app.store import addresses, checks, claims, events
 from services_app.store.objects import Actor, cluster_settings, get, retried
 from services_app.store.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
 COMPONENT = "timonel-repair"
+OF_A_SERVICE = (Mend.CLAIM, Mend.RELEASE, Mend.WRITE)  # wrong when the Service has changed meanwhile
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,13 @@ def _mend(finding: Finding, revision: int | None, actor: Actor) -> bool:
         _mend_claims(finding)
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
         service = models.Service.objects.filter(uid=finding.uid, revision=revision) if finding.uid else None
-        if finding.mend in (Mend.CLAIM, Mend.RELEASE) and not (service and service.exists()):
+        if finding.mend in OF_A_SERVICE and service is not None and not service.exists():
             transaction.set_rollback(True)
             return False
+        if finding.mend in (Mend.WRITE, Mend.REMOVE):
+            addresses.delete(tx, [finding.value])
+        if finding.mend is Mend.WRITE:
+            addresses.insert(tx, finding.value, *finding.service.split("/"))
         if finding.mend is Mend.DERIVE:
             namespace, name = finding.value.split("/")
             tx.affected[namespace, name] = None
@@ -107,10 +112,15 @@ def _mend(finding: Finding, revision: int | None, actor: Actor) -> bool:
 
 def _mend_claims(finding: Finding) -> None:
     cluster = cluster_settings()
-    if finding.mend is Mend.CLAIM:
-        claims.claim_held(UUID(finding.uid), finding.value, cluster)
+    uid = UUID(finding.uid) if finding.uid else None
+    if finding.mend is Mend.CLAIM and uid is not None:
+        claims.claim_held(uid, finding.value, cluster)
+    elif finding.mend is Mend.CLAIM:
+        claims.claim_by_hand(finding.value, cluster)
     elif finding.mend is Mend.RELEASE:
-        claims.release_leaked(UUID(finding.uid), finding.value, cluster)
+        claims.release_leaked(uid, finding.value, cluster)
+    elif finding.mend is Mend.REMOVE:
+        claims.release_by_hand(finding.value, cluster)
     elif finding.mend is Mend.LIST:
         claims.offer(finding.value, cluster)
     elif finding.mend is Mend.UNLIST:

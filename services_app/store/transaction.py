@@ -24,7 +24,7 @@ from services_app.spec import kinds, kube_proxy
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import timestamp
-from services_app.store import events, forms
+from services_app.store import addresses, events, forms, ranges
 from services_app.store.columns import columns_of, model_of
 
 Document = dict[str, Any]
@@ -68,7 +68,7 @@ def _update_sql(kind: Kind, columns: tuple[str, ...]) -> str:
 def _value(value: Any) -> Any:
     if isinstance(value, str):
         return value.replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL keeps no NUL; the document has it escaped
-    return Jsonb(value) if isinstance(value, dict) else value
+    return Jsonb(value) if isinstance(value, dict | list) else value
 
 
 def _new_name(prefix: str) -> str:
@@ -93,6 +93,7 @@ class Transaction:
         self.affected: dict[tuple[str, str], Document | None] = {}
         self.touched: set[tuple[str, str]] = set()  # Services whose rendering changed without a write of their own
         self.written: set[tuple[str, str]] = set()  # Services whose row says so already
+        self.readdressed: list[tuple[Document | None, Document | None]] = []  # Services before and after
         self._waiting: list[Statement] = []
         self._inserted: dict[str, tuple[Kind, str]] = {}  # table -> what was last inserted into it
 
@@ -145,7 +146,9 @@ class Transaction:
         return text
 
     def finish(self) -> None:
-        """Derive endpoints of every affected Service, then store the log."""
+        """Write the IPAddresses of written Services, derive endpoints of every affected one, then store the log."""
+        for before, after in self.readdressed:
+            addresses.follow(self, before, after)
         while self.affected:
             namespace, name = next(iter(self.affected))
             self._derive(namespace, name, self.affected.pop((namespace, name)))
@@ -201,6 +204,11 @@ class Transaction:
             namespace, name = owner.split("/", 1)
             (self.written if kind is kinds.SERVICE else self.touched).add((namespace, name))
         after = document if verb != "DELETED" else None
+        if kind is kinds.SERVICE:
+            self.readdressed.append((before, after))
+        elif kind is kinds.SERVICE_CIDR:
+            self._write("UPDATE services_app_controlplane SET ranges_revision = %s WHERE id = 1", self.log.revision)
+            ranges.forget()
         if kind is kinds.SERVICE and after is not None:
             if verb == "ADDED" or _derivation_differs(before, after):
                 self.affected[after["metadata"]["namespace"], after["metadata"]["name"]] = after
@@ -397,6 +405,8 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
         return BASE_OWNER
     if kind is kinds.CONFIG_MAP and kube_proxy.is_cluster_configuration(document):
         return BASE_OWNER
+    if kind is kinds.SERVICE_CIDR and (before or {}).get("spec") != (after or {}).get("spec"):
+        return BASE_OWNER  # every node has a route and a reverse zone for each range
     return None
 
 

@@ -1,10 +1,13 @@
 """The kinds that come along with Services, as kubectl and plain clients meet them."""
 
 import json
+import re
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -86,6 +89,9 @@ def test_what_kubectl_asks_about_oneself(kubectl: Kubectl) -> None:
         ("configmap", "binaryData"),
         ("lease.spec", "holderIdentity"),
         ("service.spec.ports", "targetPort"),
+        ("servicecidr.spec", "cidrs"),
+        ("servicecidr.status.conditions", "lastTransitionTime"),
+        ("ipaddress.spec.parentRef", "resource"),
     ],
 )
 def test_explain_knows_every_kind(kubectl: Kubectl, path: str, words: str) -> None:
@@ -182,3 +188,95 @@ def test_pages_belong_together_while_objects_change(api: ApiClient, many: str) -
         page = api.request("GET", f"{many}?limit=25&continue={token}")
         names += [item["metadata"]["name"] for item in page["items"]]
     assert names == [f"c{number:03}" for number in range(60)]
+
+
+NETWORKING = "/apis/networking.k8s.io/v1"
+
+
+def a_range(name: str, *cidrs: str) -> str:
+    manifest = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}}
+    return json.dumps({**manifest, "spec": {"cidrs": [*cidrs]}})
+
+
+def newest_kubectl() -> str:
+    """The newest of the versions that lie beside kubectl, "kubectl" itself when it is the only one."""
+    there = Path(str(shutil.which("kubectl"))).resolve().parent
+    versions = [path for path in there.glob("kubectl.1.*") if path.suffix[1:].isdigit()]
+    return str(max(versions, key=lambda path: int(path.suffix[1:]), default="kubectl"))
+
+
+def minor_of(kubectl: Kubectl) -> int:
+    """33 of 1.33."""
+    version = json.loads(said(kubectl("version", "--client", "-o", "json")))["clientVersion"]
+    return int(re.sub(r"\D", "", version["minor"]))
+
+
+def test_ranges_are_added_used_and_retired(stack: Stack, kubectl: Kubectl, api: ApiClient, namespace: str) -> None:
+    """The whole life of a range with kubectl, over processes that each keep the ranges they know."""
+    listed = columns(said(kubectl("get", "servicecidrs", "--no-headers")))
+    assert [row[:2] for row in listed] == [["10.0.160.0-20", "10.0.160.0/20"], ["kubernetes", "10.96.0.0/20"]]
+    said(kubectl("apply", "--server-side", "-f", "-", input=a_range("more", "10.203.0.0/24")))
+    said(kubectl("wait", "--for=condition=Ready", "servicecidr/more", "--timeout=10s"))
+    services = f"/api/v1/namespaces/{namespace}/services"
+    for number in range(1, 9):  # whichever process answers
+        made = api.create(
+            services,
+            {"metadata": {"name": f"s{number}"}, "spec": {"clusterIP": f"10.203.0.{number}", "ports": [{"port": 80}]}},
+        )
+        assert made["spec"]["clusterIPs"] == [f"10.203.0.{number}"]
+    row = columns(said(kubectl("get", "ip", "10.203.0.3", "--no-headers")))[0]
+    assert row[:2] == ["10.203.0.3", f"services/{namespace}/s3"]
+    said(kubectl("delete", "servicecidr", "more", "--wait=false"))
+    reason = "jsonpath={.status.conditions[?(@.type=='Ready')].reason}"
+    assert said(kubectl("get", "servicecidr", "more", "-o", reason)) == "Terminating"
+    newest = Kubectl(stack.kubeconfig, newest_kubectl())
+    if minor_of(newest) >= 33:  # older ones describe the two kinds in the beta version alone
+        described = said(newest("describe", "ipaddress", "10.203.0.3"))
+        assert "ipallocator.k8s.io" in described
+        assert namespace in described
+        described = said(newest("describe", "servicecidr", "more"))
+        assert "10.203.0.0/24" in described
+        assert "Terminating" in described
+    for _ in range(8):
+        refused = kubectl(
+            "create", "service", "clusterip", "late", "-n", namespace, "--clusterip=10.203.0.99", "--tcp=80"
+        )
+        assert "is not in the valid range" in refused.stderr
+    said(kubectl("delete", "services", "-n", namespace, "--all"))
+    said(kubectl("wait", "--for=delete", "servicecidr/more", "--timeout=30s"))
+    assert [item["metadata"]["name"] for item in api.request("GET", f"{NETWORKING}/servicecidrs")["items"]] == [
+        "10.0.160.0-20",
+        "kubernetes",
+    ]
+
+
+def test_ranges_are_judged_and_change_only_as_they_may(kubectl: Kubectl, api: ApiClient) -> None:
+    refused = kubectl("apply", "-f", "-", input=a_range("bad", "10.204.0.1/24", "10.205.0.0/24"))
+    assert "spec.cidrs[0]: Invalid value" in refused.stderr
+    assert "no more than one IP for each IP family" in refused.stderr
+    said(kubectl("apply", "-f", "-", input=a_range("wide", "10.204.0.0/24")))
+    refused = kubectl("apply", "-f", "-", input=a_range("wide", "10.205.0.0/24"))
+    assert "field is immutable" in refused.stderr
+    said(kubectl("apply", "-f", "-", input=a_range("wide", "10.204.0.0/24", "fd00:204::/112")))
+    path = f"{NETWORKING}/servicecidrs/wide"
+    marked = api.request("PATCH", path, {"metadata": {"labels": {"a": "b"}}})
+    assert marked["metadata"]["finalizers"] == ["networking.k8s.io/service-cidr-finalizer"]
+    status = api.request("GET", f"{path}/status")
+    assert status["status"]["conditions"][0]["status"] == "True"
+    said(kubectl("delete", "servicecidrs", "-l", "a=b", "--timeout=30s"))
+    assert kubectl("get", "servicecidr", "wide").returncode != 0
+
+
+def test_an_address_may_be_taken_by_hand(kubectl: Kubectl, api: ApiClient, namespace: str) -> None:
+    reference = {"resource": "hosts", "name": "printer"}
+    path = f"{NETWORKING}/ipaddresses"
+    api.create(path, {"metadata": {"name": "10.96.0.250"}, "spec": {"parentRef": reference}})
+    with pytest.raises(ApiRefused) as refusal:
+        api.create(path, {"metadata": {"name": "10.96.0.250"}, "spec": {"parentRef": reference}})
+    assert refusal.value.code == 409
+    refused = kubectl("create", "service", "clusterip", "web", "-n", namespace, "--clusterip=10.96.0.250", "--tcp=80")
+    assert "already allocated" in refused.stderr
+    said(kubectl("delete", "ip", "10.96.0.250"))
+    said(kubectl("create", "service", "clusterip", "web", "-n", namespace, "--clusterip=10.96.0.250", "--tcp=80"))
+    said(kubectl("delete", "ip", "10.96.0.250", "--wait=false"))
+    assert api.request("GET", f"{path}/10.96.0.250")["spec"]["parentRef"]["namespace"] == namespace

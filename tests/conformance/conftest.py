@@ -9,14 +9,11 @@ import uvicorn
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import connections
-from django.test import override_settings
 
 from services_app import store
 from services_app.models import ApiToken
-from services_app.spec import kinds
 from tests.conformance.player import wait_until
 
-ACTOR = store.Actor("tester", "conformance")
 DUAL = tuple(ipaddress.ip_network(text) for text in ("10.96.0.0/16", "fd00:10:96::/112"))
 
 
@@ -30,13 +27,6 @@ def cluster(django_db_setup, django_db_blocker):
     """Committed once: what every case finds there. Cases in a transaction leave it as it is."""
     with django_db_blocker.unblock():
         store.bootstrap()
-        with override_settings(TIMONEL_SERVICE_CIDRS=DUAL):  # lays out the second range, too
-            document = {
-                "metadata": {"name": "both"},
-                "spec": {"ports": [{"port": 80}], "ipFamilyPolicy": "RequireDualStack"},
-            }
-            store.create(kinds.SERVICE, document, namespace="default", actor=ACTOR)
-            store.delete(kinds.SERVICE, "default", "both", actor=ACTOR)
         user = get_user_model().objects.create(username="corpus", is_staff=True, is_superuser=True)
         yield Cluster(ApiToken.issue(user, "corpus"))
         call_command("flush", verbosity=0, interactive=False)

@@ -69,6 +69,7 @@ def test_answers_are_those_of_kubernetes(name, cluster, db):
     auth._known.clear()
     is_dual = CASES[name]["config"] == "dual"
     with override_settings(TIMONEL_SERVICE_CIDRS=DUAL) if is_dual else nullcontext():
+        store.ensure_ranges()
         Player(InProcess(), cluster.token, _work_in_background).play(CASES[name])
 
 

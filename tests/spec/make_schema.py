@@ -31,6 +31,8 @@ ROOTS = [
     "V1Lease",
     "V1Ingress",
     "V1IngressClass",
+    "V1IPAddress",
+    "V1ServiceCIDR",
     "V1SelfSubjectReview",
     "V1SelfSubjectAccessReview",
     "V1SelfSubjectRulesReview",

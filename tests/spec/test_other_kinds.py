@@ -149,3 +149,98 @@ def test_times_are_written_back_in_utc(given, written):
 def test_times_that_are_none_are_refused(given):
     with pytest.raises(BadRequest):
         prepared(kinds.LEASE, spec={"renewTime": given})
+
+
+REFERENCE = {"resource": "services", "namespace": "shop", "name": "web"}
+
+
+@pytest.mark.parametrize(
+    "name, reference, expected",
+    [
+        ("10.96.0.5", REFERENCE, []),
+        ("fd00::5", REFERENCE, []),
+        ("10.96.0.5", {"group": "example.org", "resource": "hosts", "name": "one"}, []),
+        ("10.96.0.005", REFERENCE, ["metadata.name Invalid"]),
+        ("FD00::5", REFERENCE, ["metadata.name Invalid"]),
+        ("fd00:0::5", REFERENCE, ["metadata.name Invalid"]),
+        ("::ffff:10.96.0.5", REFERENCE, ["metadata.name Invalid"]),
+        ("web", REFERENCE, ["metadata.name Invalid"]),
+        ("10.96.0.5", None, ["spec.parentRef Required"]),
+        ("10.96.0.5", {}, ["spec.parentRef.resource Required", "spec.parentRef.name Required"]),
+        (
+            "10.96.0.5",
+            {"group": "A_B", "resource": "a/b", "name": "..", "namespace": "a%b"},
+            [f"spec.parentRef.{key} Invalid" for key in ("group", "resource", "name", "namespace")],
+        ),
+    ],
+)
+def test_ip_addresses(name, reference, expected):
+    spec = {} if reference is None else {"parentRef": reference}
+    assert wrong(kinds.IP_ADDRESS, metadata={"name": name}, spec=spec) == expected
+
+
+def test_what_an_ip_address_belongs_to_never_changes():
+    old = stored(kinds.IP_ADDRESS, metadata={"name": "10.96.0.5"}, spec={"parentRef": REFERENCE})
+    new = {**old, "spec": {"parentRef": {**REFERENCE, "name": "other"}}}
+    assert refused(kinds.IP_ADDRESS, old, new) == ["spec.parentRef Invalid"]
+    labelled = {**old, "metadata": {**old["metadata"], "labels": {"a": "b"}}}
+    assert refused(kinds.IP_ADDRESS, old, labelled) == []
+
+
+@pytest.mark.parametrize(
+    "cidrs, expected",
+    [
+        (["10.97.0.0/16"], []),
+        (["fd00:97::/112", "10.97.0.0/16"], []),
+        ([], ["spec.cidrs Required"]),
+        (["10.97.0.0/16", "10.98.0.0/16"], ["spec.cidrs Invalid"]),
+        (["10.97.0.0/16", "fd00:97::/112", "10.98.0.0/16"], ["spec.cidrs Invalid"]),
+        (["10.97.0.1/16"], ["spec.cidrs[0] Invalid"]),
+        (["10.97.0.0/16", "fd00:97::1/112"], ["spec.cidrs[1] Invalid"]),
+        (["FD00:97::/112"], ["spec.cidrs[0] Invalid"]),
+        (["fd00:97:0::/112"], ["spec.cidrs[0] Invalid"]),
+        (["10.097.0.0/16"], ["spec.cidrs[0] Invalid"]),
+        (["10.97.0.0"], ["spec.cidrs[0] Invalid"]),
+        (["somewhere", "nowhere"], ["spec.cidrs[0] Invalid", "spec.cidrs[1] Invalid"]),
+    ],
+)
+def test_service_cidrs(cidrs, expected):
+    assert wrong(kinds.SERVICE_CIDR, spec={"cidrs": cidrs}) == expected
+
+
+@pytest.mark.parametrize(
+    "before, after, expected",
+    [
+        (["10.97.0.0/16"], ["10.97.0.0/16"], []),
+        (["10.97.0.0/16"], ["10.98.0.0/16"], ["spec.cidrs[0] Invalid"]),
+        (["10.97.0.0/16"], ["10.97.0.0/16", "fd00:97::/112"], []),
+        (["10.97.0.0/16"], ["10.97.0.0/16", "10.98.0.0/16"], ["spec.cidrs Invalid"]),
+        (["10.97.0.0/16"], ["fd00:97::/112", "10.97.0.0/16"], ["spec.cidrs[0] Invalid"]),
+        (["10.97.0.0/16", "fd00:97::/112"], ["10.97.0.0/16"], ["spec.cidrs Invalid"]),
+        (["10.97.0.0/16"], [], ["spec.cidrs Invalid"]),
+    ],
+)
+def test_a_service_cidr_only_gains_the_other_family(before, after, expected):
+    old = stored(kinds.SERVICE_CIDR, spec={"cidrs": before})
+    assert refused(kinds.SERVICE_CIDR, old, {**old, "spec": {"cidrs": after}}) == expected
+
+
+def test_status_of_a_service_cidr_is_written_apart():
+    ready = {"type": "Ready", "status": "True", "reason": "", "message": "", "lastTransitionTime": None}
+    old = stored(kinds.SERVICE_CIDR, spec={"cidrs": ["10.97.0.0/16"]}, status={"conditions": [ready]})
+    assert old["status"] == {}
+    given = {**old, "status": {"conditions": [ready]}}
+    changed = objects.prepare_update(kinds.SERVICE_CIDR, old, given, subresource="status", cluster=CLUSTER)
+    assert changed["status"]["conditions"][0]["status"] == "True"
+    assert objects.prepare_update(kinds.SERVICE_CIDR, old, given, cluster=CLUSTER)["status"] == {}
+
+
+def stored(kind, **document):
+    made = prepared(kind, **document)
+    made["metadata"]["resourceVersion"] = "7"
+    return made
+
+
+def refused(kind, old, new):
+    made = objects.prepare_update(kind, old, new, cluster=CLUSTER)
+    return [f"{error.field} {error.type}" for error in objects.validate_update(kind, old, made, cluster=CLUSTER)]

@@ -239,5 +239,6 @@ def test_what_is_marked_on_its_way_out_is_seen_marked_and_then_gone(world, propa
     before = changes.head()
     stored = world.delete(kinds.SERVICE, "web", propagation=propagation)
     assert json.loads(stored.document)["metadata"]["finalizers"] == [finalizer]
-    assert [row.verb for row in changes.read_after(before)] == ["MODIFIED", "DELETED"]
+    written = [(row.kind, row.verb) for row in changes.read_after(before)]
+    assert written == [("services", "MODIFIED"), ("services", "DELETED"), ("ipaddresses", "DELETED")]
     assert not ClusterIPClaim.objects.exists()

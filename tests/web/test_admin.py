@@ -230,6 +230,7 @@ MORE = {
         "spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}},
     },
     "IngressClass": {"metadata": {"name": "classes"}, "spec": {"controller": "example.org/controller"}},
+    "ServiceCIDR": {"metadata": {"name": "services"}, "spec": {"cidrs": ["10.96.0.0/16"]}},
 }
 
 
