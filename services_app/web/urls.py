@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from services_app.web import enrolment, manifests, nodes, service_edit, services, views
+from services_app.web import enrolment, manifests, nodes, ranges, service_edit, services, views
 
 app_name = "web"
 
@@ -18,6 +18,7 @@ urlpatterns = [
     path("ui/enrolment/", enrolment.enrol, name="enrol"),
     path("ui/enrolment/run/", enrolment.run, name="enrol-run"),
     path("ui/operations/<uuid:pk>/", enrolment.operation, name="operation"),
+    path("ui/ranges/", ranges.ranges, name="ranges"),
     path("ui/services/", services.service_list, name="services"),
     path("ui/services/new/", service_edit.new, name="service-new"),
     path("ui/services/<str:namespace>/<str:name>/", services.service, name="service"),
