@@ -236,6 +236,63 @@ class Change(models.Model):
         return f"{self.revision} {self.verb} {self.kind} {self.namespace}/{self.name}"
 
 
+class AuditRecord(models.Model):
+    """What the auditor still finds when the log has dropped it, and what the log never held: refusals, grants, tokens.
+
+    Written by `changes` (writes that leave the log) and `audit` (all else).
+    """
+
+    id = models.BigIntegerField(primary_key=True, help_text="The revision of a write; below zero for all else.")
+    revision = models.BigIntegerField(help_text="Of the write, or the newest when it happened: what it is ordered by.")
+    at = models.DateTimeField(db_index=True)
+    verb = models.TextField(help_text="ADDED, MODIFIED, DELETED or REFUSED.")
+    kind = models.TextField(help_text="The kind's plural, e.g. services; also grants, apitokens, users, groups.")
+    namespace = models.TextField(db_collation=C_COLLATION, default="", blank=True)
+    name = models.TextField(db_collation=C_COLLATION, default="", blank=True)
+    user = models.TextField(default="", blank=True)
+    request_id = models.TextField(default="", blank=True)
+    document = models.TextField(null=True, help_text="After the write; before it when deleted; empty when refused.")
+    previous = models.TextField(null=True, help_text="Before the write.")
+    message = models.TextField(default="", blank=True, help_text="Why it was refused.")
+
+    class Meta:
+        ordering = ["-revision", "id"]
+        indexes = [
+            models.Index(fields=["-revision", "id"], name="audit_record_order"),
+            models.Index(fields=["kind", "namespace", "name", "revision"], name="audit_record_of_object"),
+            models.Index(fields=["user", "revision"], name="audit_record_of_user"),
+            models.Index(fields=["request_id"], name="audit_record_of_request"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
+
+
+class AuditEntry(models.Model):
+    """What the auditor reads: the log and the audit records as one, a view of the database."""
+
+    id = models.BigIntegerField(primary_key=True)
+    revision = models.BigIntegerField()
+    at = models.DateTimeField()
+    verb = models.TextField()
+    kind = models.TextField()
+    namespace = models.TextField()
+    name = models.TextField()
+    user = models.TextField()
+    request_id = models.TextField()
+    document = models.TextField(null=True)
+    previous = models.TextField(null=True)
+    message = models.TextField()
+
+    class Meta:
+        managed = False
+        ordering = ["-revision", "id"]
+        verbose_name_plural = "audit entries"
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
+
+
 class ClusterIPClaim(models.Model):
     """A cluster IP in use. The unique index decides who gets an address."""
 
@@ -451,6 +508,61 @@ class NodeOperation(models.Model):
 
     def __str__(self) -> str:
         return f"{self.get_verb_display()} of {self.node}"
+
+
+class Grant(models.Model):
+    """What somebody may do through the API, the pages and the admin: a role for one user, one group, or all who are known.
+
+    What the roles mean stands in `api.auth`. A user or group that holds grants cannot be deleted: each is taken back
+    first, and recorded.
+    """
+
+    class Role(models.TextChoices):
+        VIEW = "view", "view: read everything but Secrets"
+        EDIT = "edit", "edit: read Secrets, write what lies in namespaces"
+        ADMIN = "admin", "admin: edit and give grants; everywhere: also Namespaces, Nodes and other cluster-wide kinds"
+
+    role = models.TextField(choices=Role.choices)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="grants", null=True, blank=True
+    )
+    group = models.ForeignKey("auth.Group", on_delete=models.PROTECT, related_name="grants", null=True, blank=True)
+    everyone = models.BooleanField(
+        "everybody", default=False, help_text="All who are known to the API: the group system:authenticated."
+    )
+    namespace = models.TextField(
+        db_collation=C_COLLATION, default="", blank=True, help_text="Empty: everywhere, with the cluster-wide kinds."
+    )
+    given_by = models.TextField(default="", blank=True, editable=False)
+    given_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        ordering = ["namespace", "role", "pk"]
+        constraints = [
+            models.CheckConstraint(
+                condition=models.Q(user__isnull=False, group__isnull=True, everyone=False)
+                | models.Q(user__isnull=True, group__isnull=False, everyone=False)
+                | models.Q(user__isnull=True, group__isnull=True, everyone=True),
+                name="grant_is_for_one_subject",
+                violation_error_message="Give it to one user, to one group, or to everybody.",
+            ),
+            models.UniqueConstraint(
+                fields=["user", "group", "everyone", "namespace", "role"],
+                nulls_distinct=False,
+                name="grant_is_given_once",
+                violation_error_message="This grant is given already.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.role} for {self.subject} {f'in {self.namespace}' if self.namespace else 'everywhere'}"
+
+    @property
+    def subject(self) -> str:
+        """Who has it: "user dev", "group builders", "everybody"."""
+        if self.user is not None:
+            return f"user {self.user.get_username()}"
+        return f"group {self.group.name}" if self.group is not None else "everybody"
 
 
 class ApiToken(models.Model):

@@ -16,7 +16,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 
-from services_app import models, store
+from services_app import audit, models, store
 from services_app.admin.tables import RoughPaginator, is_list, link, list_of, node_link
 from services_app.api import auth
 from services_app.spec import kinds
@@ -60,7 +60,10 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     # Rights: those of the API
 
     def _may(self, request: HttpRequest, verb: str, obj: Any = None) -> bool:
-        return auth.may(request.user, verb, self.kind, obj.namespace or None if obj is not None else None)
+        """About an object, or without one whether there is a place where the user may."""
+        if obj is None:
+            return auth.places(request.user, verb, self.kind) != frozenset()
+        return auth.may(request.user, verb, self.kind, obj.namespace, name=obj.name)
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return self._may(request, "list")
@@ -88,6 +91,9 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         rows = super().get_queryset(request)
+        seen = auth.places(request.user, "list", self.kind)
+        if seen is not None:
+            rows = rows.filter(namespace__in=seen)
         return rows.defer("document") if is_list(request) else rows
 
     @admin.action(permissions=["delete"], description="Delete selected %(verbose_name_plural)s")
@@ -180,10 +186,12 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         if unknown:
             raise strict_error(unknown)
         metadata = document.get("metadata") or {}
-        actor = store.Actor(request.user.get_username(), manager="timonel-admin")
+        actor = self._actor(request)
         if obj is None:
             namespace = (metadata.get("namespace") or "default") if self.kind.namespaced else ""
-            auth.require_field_rights(request.user, self.kind, None, document)
+            auth.require_right(
+                request.user, actor.request_id, "create", self.kind, namespace, before=None, wanted=document
+            )
             stored = store.create(self.kind, document, namespace=namespace, actor=actor)
         else:
             given = (metadata.get("namespace") or obj.namespace, metadata.get("name") or obj.name)
@@ -193,7 +201,9 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
                 )
 
             def allowed(current: Any) -> Any:
-                auth.require_field_rights(request.user, self.kind, current, document)
+                auth.require_right(
+                    request.user, actor.request_id, "update", self.kind, obj.namespace, before=current, wanted=document
+                )
                 return deepcopy(document)
 
             stored = store.update(self.kind, obj.namespace, obj.name, allowed, actor=actor)
@@ -225,11 +235,14 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def _delete(self, request: HttpRequest, obj: Any) -> str:
         """Why it could not be deleted; "" when it could."""
         try:
-            store.delete(self.kind, obj.namespace, obj.name, actor=store.Actor(request.user.get_username()))
+            store.delete(self.kind, obj.namespace, obj.name, actor=self._actor(request))
         except ApiError as err:
             return err.message
         self.log_deletions(request, [obj])  # type: ignore[arg-type]  # it only walks over them
         return ""
+
+    def _actor(self, request: HttpRequest) -> store.Actor:
+        return store.Actor(request.user.get_username(), audit.request_id(request.headers), manager="timonel-admin")
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """What the question names. What is derived from an object goes with it, and is not collected here."""
@@ -251,7 +264,7 @@ class ApiObjectAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def links(self, obj: Any) -> list[str]:
         """To what belongs to the object."""
-        changes = list_of(models.Change, kind=self.kind.plural, namespace=obj.namespace, name=obj.name)
+        changes = list_of(models.AuditEntry, kind=self.kind.plural, namespace=obj.namespace, name=obj.name)
         events = list_of(models.Event, involved_kind=self.kind.kind, involved_name=obj.name)
         return [link(changes, "Changes"), link(events, "Events")]
 

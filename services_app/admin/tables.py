@@ -1,18 +1,15 @@
-"""The tables that are no API objects: the log, claims and what nodes report to look at, API tokens to issue and revoke."""
+"""The tables that are no API objects: the log, claims and what nodes report to look at."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import urlencode
 
-from django import forms
 from django.contrib import admin
 from django.core.paginator import Paginator
 from django.db import connection
 from django.db.models import Model, QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
+from django.http import HttpRequest
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 
@@ -25,13 +22,19 @@ class RoughPaginator(Paginator):
     """Pages that take PostgreSQL's estimate for the count of a large table: an exact one reads all of it."""
 
     EXACT_BELOW = 10_000
+    # A view has no estimate of its own
+    PARTS = {"services_app_auditentry": ["services_app_change", "services_app_auditrecord"]}
 
     @cached_property
     def count(self) -> int:
         rows = self.object_list
         if isinstance(rows, QuerySet) and not rows.query.where:
             with connection.cursor() as cursor:
-                cursor.execute("SELECT reltuples FROM pg_class WHERE oid = %s::regclass", [rows.model._meta.db_table])
+                table = rows.model._meta.db_table
+                cursor.execute(
+                    "SELECT sum(reltuples) FROM pg_class WHERE oid = ANY(%s::regclass[])",
+                    [self.PARTS.get(table, [table])],
+                )
                 estimate = int(cursor.fetchone()[0])
             if estimate >= self.EXACT_BELOW:
                 return estimate
@@ -95,24 +98,30 @@ class KindFilter(admin.SimpleListFilter):
     parameter_name = "kind"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [*{kind.plural: kind.kind for kind in kinds.STORED}.items()]
+        access = [(name, name) for name in ("grants", "apitokens", "users", "groups")]
+        return [*{kind.plural: kind.kind for kind in kinds.STORED}.items(), *access]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         return queryset.filter(kind=self.value()) if self.value() else queryset
 
 
-@admin.register(models.Change)
-class ChangeAdmin(ReadOnly):
-    """The log: who wrote what, when."""
+class Writes(ReadOnly):
+    """Who wrote what, when."""
 
-    list_display = ("revision", "at", "verb", "kind", "namespace", "object_name", "owner", "user")
+    list_display: tuple[str, ...] = (
+        "revision",
+        "at",
+        "verb",
+        "kind",
+        "namespace",
+        "object_name",
+        "user",
+        "request_id",
+    )
     list_filter = ("verb", KindFilter)
     search_fields = ("=namespace", "name", "=user", "=request_id")
     search_help_text = "A part of the name, or a whole namespace, user or request id."
-    ordering = ("-revision",)
-    fields = (
-        "revision", "at", "verb", "kind", "namespace", "name", "owner", "user", "request_id", "after", "before",
-    )  # fmt: skip
+    ordering: ClassVar[tuple[str, ...]] = ("-revision",)
     readonly_fields = ("after", "before")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -120,17 +129,42 @@ class ChangeAdmin(ReadOnly):
         return rows.defer("document", "previous") if is_list(request) else rows
 
     @admin.display(description="name", ordering="name")
-    def object_name(self, obj: models.Change) -> str:
+    def object_name(self, obj: Any) -> str:
         model = OBJECTS.get(obj.kind)
         return link(list_of(model, namespace=obj.namespace, name=obj.name), obj.name) if model else obj.name
 
     @admin.display(description="Document")
-    def after(self, obj: models.Change) -> str:
+    def after(self, obj: Any) -> str:
         return _indented(obj.document)
 
     @admin.display(description="Before")
-    def before(self, obj: models.Change) -> str:
+    def before(self, obj: Any) -> str:
         return _indented(obj.previous)
+
+
+@admin.register(models.Change)
+class ChangeAdmin(Writes):
+    """The log of the last hour, with what nodes have to hear of."""
+
+    list_display = ("revision", "at", "verb", "kind", "namespace", "object_name", "owner", "user")
+    fields = (
+        "revision", "at", "verb", "kind", "namespace", "name", "owner", "user", "request_id", "after", "before",
+    )  # fmt: skip
+
+
+@admin.register(models.AuditEntry)
+class AuditEntryAdmin(Writes):
+    """Every write, refusal, grant and token, as long as they are kept: the log and the audit records in one."""
+
+    ordering: ClassVar[tuple[str, ...]] = ("-revision", "id")
+    fields = (
+        "revision", "at", "verb", "kind", "namespace", "name", "user", "request_id", "message", "after", "before",
+    )  # fmt: skip
+
+
+@admin.register(models.AuditRecord)
+class AuditRecordAdmin(AuditEntryAdmin):
+    """The part of it that has left the log."""
 
 
 @admin.register(models.ControlPlane)
@@ -260,64 +294,3 @@ class NodeOperationAdmin(ReadOnly):
     list_filter = ("verb", "state")
     search_fields = ("node", "=by", "=reason")
     search_help_text = "A part of the node's name, or a whole user or reason."
-
-
-class TokenForm(forms.ModelForm):  # type: ignore[type-arg]
-    """A token to issue."""
-
-    class Meta:
-        model = models.ApiToken
-        fields = ("name", "user", "expires_at")
-
-    def clean_expires_at(self) -> Any:
-        expires_at = self.cleaned_data["expires_at"]
-        if expires_at is not None and expires_at <= timezone.now():
-            raise forms.ValidationError("This moment is past: the token would never be valid.")
-        return expires_at
-
-
-@admin.register(models.ApiToken)
-class ApiTokenAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """API tokens: add one to issue it, delete it to revoke it; what was issued does not change."""
-
-    form = TokenForm
-    list_display = ("name", "user", "created_at", "expires_at", "is_valid")
-    list_select_related = ("user",)
-    search_fields = ("name", "=user__username")
-    search_help_text = "A part of the name, or a whole user."
-    fields = ("name", "user", "expires_at")
-    ordering = ("-created_at",)
-    show_full_result_count = False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    @admin.display(description="valid", boolean=True)
-    def is_valid(self, obj: models.ApiToken) -> bool:
-        return obj.user.is_active and (obj.expires_at is None or obj.expires_at > timezone.now())
-
-    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **options: Any) -> Any:
-        # A token acts as its user: only a superuser may issue one for somebody else.
-        if db_field.name == "user":
-            users = db_field.related_model.objects.order_by("username")
-            options["queryset"] = (
-                users if getattr(request.user, "is_superuser", False) else users.filter(pk=request.user.pk)
-            )
-            options["initial"] = request.user.pk
-        return super().formfield_for_foreignkey(db_field, request, **options)
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        obj.plain = models.ApiToken.issue(obj.user, obj.name, obj.expires_at)
-        obj.pk = models.ApiToken.objects.values_list("pk", flat=True).get(digest=models.ApiToken.digest_of(obj.plain))
-
-    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: str | None = None) -> HttpResponse:
-        # In the answer itself: a message after a redirect would be kept in a cookie meanwhile.
-        context = {
-            **self.admin_site.each_context(request),
-            "title": "API token issued",
-            "opts": self.opts,
-            "token": obj,
-        }
-        return TemplateResponse(
-            request, "admin/services_app/token_issued.html", context, headers={"Cache-Control": "no-store"}
-        )

@@ -10,15 +10,16 @@ from django.db.models import Q
 from django.utils import timezone
 from rest_framework.authentication import BaseAuthentication, SessionAuthentication
 
-from services_app.api.paths import Target
-from services_app.models import ApiToken
+from services_app import audit
+from services_app.api.paths import Asked
+from services_app.models import ApiToken, Grant
 from services_app.spec import kinds
-from services_app.spec.errors import Forbidden, Unauthorized
+from services_app.spec.errors import Forbidden, Resource, Unauthorized
 from services_app.spec.kinds import Kind
 
 Document = dict[str, Any]
 
-KEPT_S = 2.0  # how long a token that was taken back may still open doors
+KEPT_S = 2.0  # how long a token or a grant that was taken back may still open doors
 
 
 @dataclass(frozen=True)
@@ -48,37 +49,121 @@ def user_of(header: str) -> Any:
     with _lock:
         if len(_known) > 1000:
             _known.clear()
-        _known[digest] = _Known(row.user, now + KEPT_S)
+        left_s = (row.expires_at - timezone.now()).total_seconds() if row.expires_at else KEPT_S
+        _known[digest] = _Known(row.user, now + min(KEPT_S, left_s))
     return row.user
 
 
-# Rights that writing alone does not give, as Django permissions: superusers have them, others by grant.
+# Rights that a role alone does not give, as Django permissions: superusers have them, others by grant in the admin.
 # Whoever holds one can receive traffic meant for others: CVE-2020-8554 (addresses) and CVE-2021-25740 (endpoints).
 USE_EXTERNAL_IPS = "services_app.use_external_ips"
 WRITE_ENDPOINTS = "services_app.write_endpoints"
+
 READING = ("get", "list", "watch")
+# Below a Pod or Service, what reaches into it: more than reading, whatever the verb.
+CONNECTING = ("attach", "exec", "portforward", "proxy")
+
+_RANKS = {Grant.Role.VIEW.value: 1, Grant.Role.EDIT.value: 2, Grant.Role.ADMIN.value: 3}
+_VIEW, _EDIT, _ADMIN = 1, 2, 3
 
 
 def right_needed(verb: str, kind: Kind | None) -> str:
-    """The right a verb needs beside being staff, "" for none."""
+    """The right a verb needs beside a role, "" for none."""
     by_hand = kind in (kinds.ENDPOINTS, kinds.ENDPOINT_SLICE)
     return WRITE_ENDPOINTS if by_hand and verb not in READING else ""
 
 
-def may(user: Any, verb: str, kind: Kind | None, namespace: str | None) -> bool:
-    """Whether a user may do this at all; `require_field_rights` judges what is written."""
-    if not (user and user.is_active and user.is_staff):
+def may(
+    user: Any, verb: str, kind: Kind | None, namespace: str | None, *, name: str = "", subresource: str = ""
+) -> bool:
+    """Whether a user may do this at all; `require_field_rights` judges what is written. At most one query.
+
+    The roles are those of Kubernetes: view reads everything but Secrets, edit reads Secrets and writes what lies in
+    namespaces, admin may give grants as well. Cluster-wide kinds are for grants that hold everywhere: view reads them,
+    admin writes them. Whoever has a role in a namespace may get that Namespace itself. Superusers may do everything;
+    a user without grants may only ask about himself.
+
+    kind None: what this API does not serve, or all of it. verb "*": all of them. namespace None or "": all namespaces.
+    """
+    if not (user and user.is_active):
         return False
+    if user.is_superuser:
+        return True
+    if kind is None or not _is_verb(kind, verb, subresource):
+        return False
+    if kind in kinds.REVIEWS:
+        return True
     right = right_needed(verb, kind)
-    return not right or user.has_perm(right)
+    if right and not user.has_perm(right):
+        return False
+    where = namespace or ""
+    if not kind.namespaced:
+        is_own = kind is kinds.NAMESPACE and verb in READING and not subresource
+        where = (name or where) if is_own else ""
+    return rank_in(user, where) >= _rank_needed(verb, kind, subresource)
 
 
-def refusal(user: Any, verb: str, target: Target) -> Forbidden:
-    """What is answered when `may` says no."""
-    kind, where = target.kind, f' in the namespace "{target.namespace}"' if target.namespace else ""
-    said = f'User "{user.get_username()}" cannot {verb} resource "{kind.plural}" in API group "{kind.group}"{where}'
-    right = right_needed(verb, kind)
-    return Forbidden(kind, target.name, f"{said}: the right {right} is missing" if right else said)
+def _is_verb(kind: Kind, verb: str, subresource: str) -> bool:
+    if not subresource:
+        return verb in kind.verbs
+    return subresource in kind.subresources and verb in kinds.SUBRESOURCES[subresource].verbs
+
+
+def _rank_needed(verb: str, kind: Kind, subresource: str) -> int:
+    is_read = verb in READING and subresource not in CONNECTING
+    if not kind.namespaced:
+        return _VIEW if is_read else _ADMIN
+    return _VIEW if is_read and kind is not kinds.SECRET else _EDIT
+
+
+def rank_in(user: Any, namespace: str) -> int:
+    """How much a user may do in a namespace, or everywhere when that is "": 0 nothing, 1 view, 2 edit, 3 admin."""
+    ranks = _ranks_of(user)
+    return max(ranks.get("", 0), ranks.get(namespace, 0))
+
+
+def _ranks_of(user: Any) -> dict[str, int]:
+    """Namespace, "" for everywhere -> rank. Read once for each user object; a token's lives for KEPT_S."""
+    known: dict[str, int] | None = getattr(user, "_ranks", None)
+    if known is None:
+        known = {}
+        held = Q(everyone=True) | Q(user=user.pk) | Q(group__user=user.pk)
+        for namespace, role in Grant.objects.filter(held).order_by().values_list("namespace", "role"):
+            known[namespace] = max(known.get(namespace, 0), _RANKS[role])
+        user._ranks = known
+    return known
+
+
+def places(user: Any, verb: str, kind: Kind) -> frozenset[str] | None:
+    """The namespaces where a user may do this with objects of a kind; None: everywhere. Empty: nowhere."""
+    if may(user, verb, kind, None):
+        return None
+    if not (user and user.is_active) or not kind.namespaced:
+        return frozenset()
+    return frozenset(place for place in _ranks_of(user) if place and may(user, verb, kind, place))
+
+
+def places_to_grant(user: Any) -> frozenset[str] | None:
+    """The namespaces where a user may give and take back grants; None: everywhere."""
+    if not (user and user.is_active):
+        return frozenset()
+    if user.is_superuser or rank_in(user, "") >= _ADMIN:
+        return None
+    return frozenset(place for place, rank in _ranks_of(user).items() if rank >= _ADMIN)
+
+
+def refusal(user: Any, verb: str, asked: Asked) -> Forbidden:
+    """What is answered when `may` says no, in Kubernetes' words.
+
+    Source: k8s v1.36 apiserver/pkg/endpoints/handlers/responsewriters, forbiddenMessage.
+    """
+    resource = f"{asked.resource}/{asked.subresource}" if asked.subresource else asked.resource
+    where = f'in the namespace "{asked.namespace}"' if asked.namespace else "at the cluster scope"
+    said = f'User "{user.get_username()}" cannot {verb} resource "{resource}" in API group "{asked.group}" {where}'
+    right = right_needed(verb, kinds.by_group_resource(asked.group, asked.resource))
+    if right and not user.has_perm(right):
+        said += f": the right {right} is missing"
+    return Forbidden(Resource(asked.group, asked.resource), asked.name, said)
 
 
 def require_field_rights(
@@ -97,6 +182,32 @@ def require_field_rights(
         name = (after.get("metadata") or {}).get("name") or ""
         message = f'User "{user.get_username()}" cannot set {field} to {", ".join(added)}: the right {USE_EXTERNAL_IPS} is missing'
         raise Forbidden(kind, name, message)
+
+
+def require_right(
+    user: Any,
+    request_id: str,
+    verb: str,
+    kind: Kind,
+    namespace: str,
+    *,
+    before: Document | None,
+    wanted: Document | None,
+) -> None:
+    """For a write by a page: raise Forbidden, and have it recorded, when the one who asks may not do this.
+
+    before: the object as stored, None when it is created. wanted: as it would be stored, None when it is deleted.
+    """
+    name = ((wanted or before or {}).get("metadata") or {}).get("name") or ""
+    try:
+        if not may(user, verb, kind, namespace, name=name):
+            raise refusal(user, verb, Asked(kind.group, kind.version, kind.plural, namespace, name))
+        if wanted is not None:
+            require_field_rights(user, kind, before, wanted)
+    except Forbidden as err:
+        who = user.get_username()
+        audit.refused(kind.plural, name, err.message, user=who, request_id=request_id, namespace=namespace)
+        raise
 
 
 def _external_ips(service: Document) -> list[str]:

@@ -13,9 +13,10 @@ from services_app.spec.kinds import Kind
 
 Document = dict[str, Any]
 
-AUTHENTICATED = "system:authenticated"
+AUTHENTICATED, MASTERS = "system:authenticated", "system:masters"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version", "/version/")
-FOR_ALL_USERS = ("/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*")
+ABOUT_ITSELF = ("/api", "/apis", "/openapi")
+FOR_ALL_USERS = tuple(path for root in ABOUT_ITSELF for path in (root, f"{root}/*"))
 
 
 def answer(kind: Kind, review: Document, user: Any) -> Document:
@@ -32,9 +33,10 @@ def answer(kind: Kind, review: Document, user: Any) -> Document:
 
 
 def who(user: Any) -> Document:
-    """A user as Kubernetes describes one: his name, his Django groups, and the group of all who are known."""
-    groups = sorted(user.groups.values_list("name", flat=True))
-    return {"username": user.get_username(), "uid": str(user.pk), "groups": [*groups, AUTHENTICATED]}
+    """A user as Kubernetes describes one: his name, his Django groups, and the groups that the API itself knows."""
+    own = sorted(user.groups.exclude(name__startswith="system:").values_list("name", flat=True))
+    groups = [*own, *([MASTERS] if user.is_superuser else []), AUTHENTICATED]
+    return {"username": user.get_username(), "uid": str(user.pk), "groups": groups}
 
 
 def _validate(kind: Kind, review: Document) -> list[FieldError]:
@@ -58,39 +60,53 @@ def _validate(kind: Kind, review: Document) -> list[FieldError]:
 def _access(spec: Document, user: Any) -> Document:
     attributes = spec.get("resourceAttributes")
     if attributes is None:
-        path = spec["nonResourceAttributes"].get("path") or ""
-        # Whoever is known may read what the API says about itself.
-        is_open = path in OPEN_PATHS or path.startswith(("/api", "/openapi"))
-        reads = spec["nonResourceAttributes"].get("verb") in ("get", "head")
-        return {"allowed": bool((is_open and reads) or auth.may(user, "*", None, None))}
+        asked = spec["nonResourceAttributes"]
+        return {"allowed": may_read_path(user, asked.get("verb") or "", asked.get("path") or "")}
     resource, group = attributes.get("resource") or "", attributes.get("group") or ""
     kind = kinds.by_group_resource(group, resource)
-    if kind in kinds.REVIEWS:
-        return {"allowed": attributes.get("verb") in kind.verbs}
-    answered: Document = {
-        "allowed": bool(auth.may(user, attributes.get("verb") or "", kind, attributes.get("namespace") or None))
-    }
+    allowed = auth.may(
+        user,
+        attributes.get("verb") or "",
+        kind,
+        attributes.get("namespace") or "",
+        name=attributes.get("name") or "",
+        subresource=attributes.get("subresource") or "",
+    )
+    answered: Document = {"allowed": allowed}
     if kind is None and "*" not in (resource, group):
         named = f"{resource}.{group}" if group else resource
         answered["reason"] = f'no resource "{named}" is served here'
     return answered
 
 
+def may_read_path(user: Any, verb: str, path: str) -> bool:
+    """Whether a user may do this with a path that names no resource: what the API says about itself is for all."""
+    if user.is_superuser:
+        return True
+    is_open = path in OPEN_PATHS or any(path == root or path.startswith(f"{root}/") for root in ABOUT_ITSELF)
+    return is_open and verb in ("get", "head")
+
+
 def _rules(namespace: str, user: Any) -> Document:
-    # (group, verbs allowed) -> the resources they are allowed on
-    allowed: defaultdict[tuple[str, tuple[str, ...]], list[str]] = defaultdict(list)
-    for kind in kinds.STORED:
-        where = namespace if kind.namespaced else None
-        verbs = tuple(verb for verb in kind.verbs if auth.may(user, verb, kind, where))
-        if verbs:
-            allowed[kind.group, verbs] += [kind.plural, *(f"{kind.plural}/{name}" for name in kind.subresources)]
-    for kind in kinds.REVIEWS:
-        allowed[kind.group, kind.verbs].append(kind.plural)
-    return {
-        "resourceRules": [
-            {"verbs": [*verbs], "apiGroups": [group], "resources": resources}
-            for (group, verbs), resources in allowed.items()
-        ],
-        "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": [*OPEN_PATHS, *FOR_ALL_USERS]}],
-        "incomplete": False,
-    }
+    for_all = [{"verbs": ["get"], "nonResourceURLs": [*OPEN_PATHS, *FOR_ALL_USERS]}]
+    if user.is_superuser:
+        everything: Document = {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}
+        all_paths: Document = {"verbs": ["*"], "nonResourceURLs": ["*"]}
+        return {"resourceRules": [everything], "nonResourceRules": [all_paths], "incomplete": False}
+    # (group, verbs allowed, the one object they are for) -> the resources they are allowed on
+    allowed: defaultdict[tuple[str, tuple[str, ...], str], list[str]] = defaultdict(list)
+    for kind in kinds.KINDS:
+        for name in ("", *kind.subresources):
+            verbs = kinds.SUBRESOURCES[name].verbs if name else kind.verbs
+            resource = f"{kind.plural}/{name}" if name else kind.plural
+            may = tuple(verb for verb in verbs if auth.may(user, verb, kind, namespace, subresource=name))
+            if kind is kinds.NAMESPACE and not auth.may(user, "get", kind, None):
+                if may:
+                    allowed[kind.group, may, namespace].append(resource)
+            elif may:
+                allowed[kind.group, may, ""].append(resource)
+    rules: list[Document] = []
+    for (group, verbs, name), resources in allowed.items():
+        rule: Document = {"verbs": [*verbs], "apiGroups": [group], "resources": resources}
+        rules.append(rule | {"resourceNames": [name]} if name else rule)
+    return {"resourceRules": rules, "nonResourceRules": for_all, "incomplete": False}

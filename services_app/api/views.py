@@ -5,7 +5,6 @@ DRF authenticates, asks for permission and dispatches; documents are handed out 
 
 import json
 import logging
-import uuid
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -20,9 +19,9 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from services_app import changes, store
-from services_app.api import auth, media, reviews
-from services_app.api.paths import Target, parse
+from services_app import audit, changes, store
+from services_app.api import auth, media, paths, reviews
+from services_app.api.paths import Target
 from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, tables
 from services_app.spec.errors import (
     AlreadyExists,
@@ -30,6 +29,7 @@ from services_app.spec.errors import (
     BadRequest,
     Conflict,
     FieldError,
+    Forbidden,
     InternalError,
     Invalid,
     MethodNotAllowed,
@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
-COLLECTION_VERBS = {"GET": "list", "DELETE": "deletecollection"}
-VERBS = {"GET": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 
 class _AsStored(BaseContentNegotiation):
@@ -108,8 +106,9 @@ class ObjectView(ApiView):
     """Objects and collections of every kind."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:  # type: ignore[override]
-        self.target: Target | None = parse(request.path)
-        self.actor = store.Actor("", request.headers.get("X-Request-Id") or str(uuid.uuid4()))
+        self.asked = paths.read(request.path)
+        self.target: Target | None = paths.target_of(self.asked) if self.asked is not None else None
+        self.actor = store.Actor("", audit.request_id(request.headers))
         self.warnings: list[str] = []
         response: HttpResponse = super().dispatch(request, *args, **kwargs)  # type: ignore[assignment]
         response["Audit-Id"] = self.actor.request_id
@@ -122,24 +121,36 @@ class ObjectView(ApiView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
-        if self.target is None:
+        if self.asked is None:
             raise NotFound()
         self.actor = store.Actor(request.user.get_username(), self.actor.request_id)
-        verb = VERBS.get(request.method or "", "get")
+        verb = self.asked.verb(request.method or "")
+        self._authorize(request, verb, self.asked)
+        if self.target is None:
+            raise NotFound()
         kind = self.target.kind
-        if (verb if self.target.name else COLLECTION_VERBS.get(request.method or "", verb)) not in kind.verbs:
-            raise MethodNotAllowed
-        self._authorize(request, verb)
-        if self.target.subresource and verb not in kinds.SUBRESOURCES[self.target.subresource].verbs:
+        if verb not in (kinds.SUBRESOURCES[self.target.subresource].verbs if self.target.subresource else kind.verbs):
             raise MethodNotAllowed
         if kind is kinds.ENDPOINTS:
             self.warnings.append(endpoints.DEPRECATED)
 
-    def _authorize(self, request: Request, verb: str) -> None:
-        """Raise Forbidden unless the user may do this with what the path names."""
-        target = self._target()
-        if target.kind not in kinds.REVIEWS and not auth.may(request.user, verb, target.kind, target.namespace):
-            raise auth.refusal(request.user, verb, target)
+    def _authorize(self, request: Request, verb: str, asked: paths.Asked) -> None:
+        """Raise Forbidden unless the user may do this with what the path names, be it served or not."""
+        kind = kinds.by_group_resource(asked.group, asked.resource)
+        where = asked.namespace
+        if not auth.may(request.user, verb, kind, where, name=asked.name, subresource=asked.subresource):
+            raise auth.refusal(request.user, verb, asked)
+
+    def _authorize_create(self) -> None:
+        """An update or apply that makes its object needs the right to create as well."""
+        assert self.asked is not None
+        self._authorize(self.request, "create", self.asked)
+
+    def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
+        if isinstance(exc, Forbidden) and self.asked is not None and self.request.method not in ("GET", "HEAD"):
+            about = {"user": self.actor.user, "request_id": self.actor.request_id}
+            audit.refused(self.asked.resource, self.asked.name, exc.message, namespace=self.asked.namespace, **about)
+        return super().handle_exception(exc)
 
     # Verbs
 
@@ -194,6 +205,7 @@ class ObjectView(ApiView):
             self._check_uid(target, uid, "")
             if not target.kind.is_made_by_put or target.subresource:
                 raise
+        self._authorize_create()
         with suppress(AlreadyExists):  # somebody was quicker
             return self._created(target, document, accepted, dry_run)
         return self._updated(target, replace, accepted, dry_run)
@@ -240,7 +252,7 @@ class ObjectView(ApiView):
             target.namespace or "",
             target.name,
             config,
-            creating=lambda: self._authorize(request, "create"),
+            creating=self._authorize_create,
             check=check,
             subresource=target.subresource,
             force=options.flag({"force": request.query_params.getlist("force")}, "force"),

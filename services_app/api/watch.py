@@ -11,16 +11,16 @@ import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qs
 
 from services_app import changes, store
-from services_app.api import auth, feed, media
+from services_app.api import auth, feed, media, paths
 from services_app.api.paths import Target
 from services_app.models import Change
-from services_app.spec import options, tables
-from services_app.spec.errors import ApiError, Expired, NotAcceptable, Unauthorized
+from services_app.spec import kinds, options, tables
+from services_app.spec.errors import ApiError, Expired, Forbidden, NotAcceptable, Unauthorized
 from services_app.spec.kinds import Kind
 from services_app.spec.selectors import FieldSelector
 
@@ -29,6 +29,7 @@ Send = Callable[[Document], Any]
 
 BOOKMARK_S = 30.0
 BOOKMARK_BEFORE_END_S = 2.0
+JUDGED_S = 30.0  # between two looks whether the client still may watch: tokens end, grants are taken back
 SHORTEST_S = 1800.0  # of a watch whose client names no time; up to twice that, so that not all come again at once
 STALLED_S = 30.0  # how long after its time a stream that nobody reads is ended
 AT_ONCE = 500  # events sent as one piece
@@ -79,10 +80,13 @@ async def serve(scope: Document, receive: Callable[[], Any], send: Send, target:
     """Answer a watch request on ASGI."""
     headers = {key.decode().lower(): value.decode("latin-1") for key, value in scope["headers"]}
     try:
-        await feed.in_database(_authorize, headers, target)
+        asked = paths.read(scope["path"])
+        assert asked is not None  # the path was parsed
+        authorize = partial(_authorize, headers, asked)
+        await feed.in_database(authorize)
         request = parse(target, scope["query_string"].decode(), headers.get("accept", ""))
         limit_s = float(request.options.timeout_s) or random.uniform(SHORTEST_S, 2 * SHORTEST_S)
-        events = _events(request, limit_s)
+        events = _events(request, limit_s, authorize)
         first = await anext(events, None)
     except ApiError as err:
         await _answer(send, err)
@@ -127,7 +131,8 @@ async def _answer(send: Send, error: ApiError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _authorize(headers: dict[str, str], target: Target) -> None:
+def _authorize(headers: dict[str, str], asked: paths.Asked) -> None:
+    """Raise Unauthorized or Forbidden unless the one who asks may watch this."""
     user = None
     if header := headers.get("authorization"):
         user = auth.user_of(header)
@@ -136,12 +141,15 @@ def _authorize(headers: dict[str, str], target: Target) -> None:
         user = auth.session_user(pairs.get("sessionid"))
     if user is None:
         raise Unauthorized
-    if not auth.may(user, "watch", target.kind, target.namespace):
-        raise auth.refusal(user, "watch", target)
+    kind = kinds.by_group_resource(asked.group, asked.resource)
+    if not auth.may(user, "watch", kind, asked.namespace, name=asked.name):
+        raise auth.refusal(user, "watch", asked)
 
 
-async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, None]:
-    """The lines of the stream; ends when time is up, or the listener was too slow.
+async def _events(
+    request: Request, limit_s: float, authorize: Callable[[], None] = lambda: None
+) -> AsyncGenerator[bytes, None]:
+    """The lines of the stream; ends when time is up, the listener was too slow, or may no longer watch.
 
     The first item is always there at once: b"" when nothing is to be told yet, so that errors come before headers.
     A version the log no longer reaches back to is no such error: as in Kubernetes it is told inside the stream.
@@ -173,8 +181,13 @@ async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, Non
                 yield lines
         position = max(position, listener.upto)
         bookmark_at = _next_bookmark(clock(), ends_at)
+        judge_at = clock() + JUDGED_S
         while (now := clock()) < ends_at:
-            news = await _news(listener.queue, min(ends_at, bookmark_at, now + 1.0 if marks_end else ends_at) - now)
+            if now >= judge_at:
+                await feed.in_database(authorize)
+                judge_at = now + JUDGED_S
+            wake_at = min(ends_at, bookmark_at, judge_at, now + 1.0 if marks_end else ends_at)
+            news = await _news(listener.queue, wake_at - now)
             fresh = [change for change in news if isinstance(change, Change) and change.revision > position]
             if fresh:
                 position = fresh[-1].revision
@@ -196,6 +209,8 @@ async def _events(request: Request, limit_s: float) -> AsyncGenerator[bytes, Non
                 bookmark_at = _next_bookmark(clock(), ends_at)
     except changes.LogCut:
         yield spell.error(Expired(f"too old resource version: {position}"))
+    except (Unauthorized, Forbidden):
+        return  # as when time is up: the client asks again, and is told why
     except ApiError as err:  # a Secret that cannot be opened
         yield spell.error(err)
     finally:

@@ -12,6 +12,7 @@ from django.db import close_old_connections
 from django.db.models import Q
 from django.utils import timezone
 
+from services_app import audit as audits
 from services_app import changes, store
 from services_app.models import Namespace, NodeSync
 from services_app.push import pusher, snapshot
@@ -104,11 +105,13 @@ def repair() -> None:
 
 @shared_task
 def compact() -> None:
-    """Drop changes older than the hour watchers may look back, and Events that old."""
+    """Drop changes older than the hour watchers may look back, Events that old, and audit records past their time."""
     store.expire_events(actor=ACTOR)
     done = changes.compact()
     if done.removed:
         logger.info("compacted %s changes up to revision %s", done.removed, done.revision)
+    if dropped := audits.drop_old(keep=settings.TIMONEL_AUDIT_KEPT):
+        logger.info("dropped %s audit records older than %s", dropped, settings.TIMONEL_AUDIT_KEPT)
 
 
 @worker_shutdown.connect

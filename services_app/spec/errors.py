@@ -123,7 +123,15 @@ class ApiError(Exception):
         return status
 
 
-def _about(kind: Kind | None, name: str, **more: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Resource:
+    """A resource by name, served or not: for refusals, which come before it is looked for."""
+
+    group: str
+    plural: str
+
+
+def _about(kind: Kind | Resource | None, name: str, **more: Any) -> dict[str, Any]:
     """Details that name an object by its resource; without a kind, nothing is named."""
     details: dict[str, Any] = {}
     if kind is not None:
@@ -135,7 +143,7 @@ def _about(kind: Kind | None, name: str, **more: Any) -> dict[str, Any]:
     return details | more
 
 
-def _resource(kind: Kind) -> str:
+def _resource(kind: Kind | Resource) -> str:
     """As messages spell it: "services", "endpointslices.discovery.k8s.io"."""
     return f"{kind.plural}.{kind.group}" if kind.group else kind.plural
 
@@ -160,7 +168,7 @@ class Forbidden(ApiError):
 
     code, reason = 403, "Forbidden"
 
-    def __init__(self, kind: Kind | None, name: str, message: str) -> None:
+    def __init__(self, kind: Kind | Resource | None, name: str, message: str) -> None:
         named = f'{_resource(kind)} "{name}" is' if kind and name else f"{_resource(kind)} is" if kind else ""
         super().__init__(f"{named} forbidden: {message}".lstrip(), details=_about(kind, name))
 

@@ -21,12 +21,12 @@ from django_htmx.middleware import HtmxDetails
 from services_app import store
 from services_app.spec import kinds, objects
 from services_app.spec.errors import ApiError, BadRequest, Conflict, Invalid, NotFound
-from services_app.spec.kinds import NAMESPACE, SERVICE, Kind
+from services_app.spec.kinds import CONFIG_MAP, NAMESPACE, SERVICE, Kind
 from services_app.spec.wire import parse_documents
 from services_app.web import writing
 from services_app.web.service_edit import Collision, changed, redirect_to
 from services_app.web.service_view import find_service
-from services_app.web.views import forbidden, form_page, may, missing
+from services_app.web.views import forbidden, form_page, may, may_somewhere, missing
 from services_app.web.writing import ChangedMeanwhile, built_on, last_write, mark_of, read_shown, shown_text
 from services_app.web.yaml_text import DiffLine, differences, to_yaml, writable
 
@@ -73,7 +73,7 @@ class Outcome:
 @form_page
 def apply(request: HttpRequest) -> HttpResponse:
     """Any number of documents."""
-    if not may(request, "create", SERVICE, ""):
+    if not may_somewhere(request, "create", CONFIG_MAP):
         return forbidden(request, "create objects")
     text = request.POST.get("text", "")
     action = request.POST.get("action", "")

@@ -14,8 +14,9 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 from django_htmx.middleware import HtmxDetails
 
+from services_app import audit
 from services_app.api import auth
-from services_app.models import Change, Event, Node, NodeAccess, NodeOperation, Pod, Service
+from services_app.models import AuditEntry, Event, Node, NodeAccess, NodeOperation, Pod, Service
 from services_app.plan.endpoints import ZONE
 from services_app.push import enroll, operations
 from services_app.push.errors import NodeError, remedy_of
@@ -26,7 +27,7 @@ from services_app.spec.errors import ApiError
 from services_app.web.liveness import LIVE, NOT_ENROLLED, SEVERITY, NodeReport
 from services_app.web.overview import NodesView, read_lag, read_nodes, report_of
 from services_app.web.service_list import NUL
-from services_app.web.views import View, guarded, logged_in, page
+from services_app.web.views import View, forbidden, guarded, logged_in, may, page
 
 PER_PAGE = 50
 SHOWN = 50  # Pods, Services, events and changes on a node's page
@@ -119,6 +120,8 @@ def login_of(user: str, address: str, port: int) -> str:
 @page
 def nodes(request: HttpRequest) -> HttpResponse:
     """All nodes, the troubled first."""
+    if not may(request, "list", kinds.NODE, ""):
+        return forbidden(request, "see nodes")
     wanted = NodeFilter(
         text=request.GET.get("q", ""), state=request.GET.get("state", ""), zone=request.GET.get("zone", "")
     )
@@ -149,7 +152,7 @@ class NodeView:
     pods: Sequence[Pod]  # at most SHOWN
     pod_count: int
     events: Sequence[dict[str, Any]]  # reason, message, type, at, count; the newest first
-    changes: Sequence[Change]
+    changes: Sequence[AuditEntry]
     operations: Sequence[NodeOperation]
 
     @property
@@ -228,11 +231,7 @@ def read_node(name: str) -> NodeView | None:
         pods=list(pods[:SHOWN]),
         pod_count=pods.aggregate(count=Count("pk"))["count"],
         events=_events_of(name),
-        changes=list(
-            Change.objects.filter(kind=kinds.NODE.plural, namespace="", name=name)
-            .defer("document", "previous")
-            .order_by("-revision")[:10]
-        ),
+        changes=list(audit.writes_of(kinds.NODE.plural, "", name).defer("document", "previous")[:10]),
         operations=list(NodeOperation.objects.filter(node=name)[:10]),
     )
 
@@ -263,6 +262,8 @@ def _events_of(node: str) -> list[dict[str, Any]]:
 @page
 def node(request: HttpRequest, name: str) -> HttpResponse:
     """One node: its state and what to do about it, its facts, what it holds and lacks, and its history."""
+    if not may(request, "get", kinds.NODE, ""):
+        return forbidden(request, "see nodes")
     found = read_node(name)
     context = {"node": found, "name": name, "may_operate": may_operate(request.user)}
     if HtmxDetails(request).target == "node":

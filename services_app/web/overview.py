@@ -162,9 +162,10 @@ def read_nodes() -> NodesView:
     )
 
 
-def count_services() -> tuple[int, int]:
-    """(all Services, those with Programmed = True)."""
-    counts = Service.objects.aggregate(total=Count("pk"), programmed=Count("pk", filter=Q(programmed=True)))
+def count_services(seen: frozenset[str] | None = None) -> tuple[int, int]:
+    """(all Services, those with Programmed = True). seen: the namespaces that count; None: all."""
+    services = Service.objects.all() if seen is None else Service.objects.filter(namespace__in=seen)
+    counts = services.aggregate(total=Count("pk"), programmed=Count("pk", filter=Q(programmed=True)))
     return counts["total"], counts["programmed"]
 
 

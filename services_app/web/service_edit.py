@@ -17,6 +17,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from services_app import store
+from services_app.api import auth
 from services_app.models import Namespace
 from services_app.spec import objects
 from services_app.spec.errors import AlreadyExists, ApiError, FieldError, Invalid, NotFound, invalid
@@ -85,7 +86,7 @@ class Collision:
 @form_page
 def new(request: HttpRequest) -> HttpResponse:
     """A new Service."""
-    asked = ServiceForm(namespace=request.GET.get("namespace") or "default")
+    asked = ServiceForm(namespace=request.GET.get("namespace") or _first_choice(request))
     if request.method == "POST":
         namespace = request.POST.get("namespace", "").strip()
         if not may(request, "create", SERVICE, namespace):
@@ -94,6 +95,12 @@ def new(request: HttpRequest) -> HttpResponse:
     if not may(request, "create", SERVICE, asked.namespace):
         return forbidden(request, "create Services")
     return _page(request, FormView(asked), base={})
+
+
+def _first_choice(request: HttpRequest) -> str:
+    """The namespace a new Service is meant for unless another is named: default, where the one who asks may."""
+    allowed = auth.places(request.user, "create", SERVICE)
+    return "default" if allowed is None or "default" in allowed else min(allowed, default="default")
 
 
 @form_page
@@ -249,7 +256,9 @@ def _page(request: HttpRequest, view: FormView, *, base: Document, **more: Any) 
     }
     if HtmxDetails(request).target == "editor":
         return render(request, "web/_service_form.html", context)
-    context["namespaces"] = Namespace.objects.order_by("name").values_list("name", flat=True)[:NAMESPACES_OFFERED]
+    allowed = auth.places(request.user, "create", SERVICE)
+    known = Namespace.objects.order_by("name").values_list("name", flat=True)
+    context["namespaces"] = (known if allowed is None else known.filter(name__in=allowed))[:NAMESPACES_OFFERED]
     return render(request, "web/service_form.html", context)
 
 

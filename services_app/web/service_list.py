@@ -173,9 +173,17 @@ class ServicesView:
     namespaces: Sequence[str]
 
 
-def read_services(wanted: ServiceFilter, page_number: str | None, nodes: NodesView) -> ServicesView:
-    """One page of the Services that match. Four queries; only this page's documents are read and decoded."""
-    paginator = Paginator(wanted.queryset(nodes), SERVICES_PER_PAGE)
+def read_services(
+    wanted: ServiceFilter, page_number: str | None, nodes: NodesView, seen: frozenset[str] | None = None
+) -> ServicesView:
+    """One page of the Services that match. Four queries; only this page's documents are read and decoded.
+
+    seen: the namespaces whose Services may be shown; None: all.
+    """
+    matching, known = wanted.queryset(nodes), Namespace.objects.order_by("name")
+    if seen is not None:
+        matching, known = matching.filter(namespace__in=seen), known.filter(name__in=seen)
+    paginator = Paginator(matching, SERVICES_PER_PAGE)
     page = paginator.get_page(page_number)
     services = list(page.object_list)
     slices = slices_of(services)
@@ -184,7 +192,7 @@ def read_services(wanted: ServiceFilter, page_number: str | None, nodes: NodesVi
         service_row(service, slices.get((service.namespace, service.name), []), enrolled, nodes.lag)
         for service in services
     ]
-    namespaces = list(Namespace.objects.order_by("name").values_list("name", flat=True)[:NAMESPACES_OFFERED])
+    namespaces = list(known.values_list("name", flat=True)[:NAMESPACES_OFFERED])
     if wanted.namespace and wanted.namespace not in namespaces:
         namespaces.append(wanted.namespace)
     return ServicesView(page=page, rows=rows, namespaces=namespaces)

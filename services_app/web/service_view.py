@@ -11,8 +11,8 @@ from django.conf import settings
 from django.core.paginator import Page, Paginator
 from django.utils.safestring import SafeString
 
-from services_app import changes
-from services_app.models import Change, Event, Service
+from services_app import audit
+from services_app.models import Event, Service
 from services_app.plan.routing import Record, plan_records
 from services_app.spec import kinds
 from services_app.spec.service import AFFINITY_TIMEOUT_S
@@ -163,7 +163,7 @@ def read_service(
         holdings=Paginator(holdings, HOLDINGS_PER_PAGE).get_page(nodes_page),
         events=_events(service),
         changes=_changes(namespace, name),
-        log_kept=_duration(int(changes.KEPT_FOR.total_seconds())),
+        log_kept=_duration(int(settings.TIMONEL_AUDIT_KEPT.total_seconds())),
         yaml=to_yaml(document),
     )
 
@@ -301,12 +301,12 @@ _VERBS = {"ADDED": "created", "MODIFIED": "changed", "DELETED": "deleted"}
 
 
 def _changes(namespace: str, name: str) -> list[ChangeRow]:
-    """The newest writes of a Service of this name that the log still holds."""
-    rows = Change.objects.filter(kind=kinds.SERVICE.plural, namespace=namespace, name=name).order_by("-revision")
+    """The newest writes of a Service of this name that are still recorded."""
+    rows = audit.writes_of(kinds.SERVICE.plural, namespace, name)
     found = []
     for change in rows[:CHANGES_SHOWN]:
         before = json.loads(change.previous) if change.previous else None
-        after = None if change.verb == "DELETED" else json.loads(change.document)
+        after = None if change.verb == audit.DELETED else json.loads(change.document or "null")
         lines = differences(_shown(before), _shown(after)) if before and after else []
         fields = [path for path in changed_paths(before, after) if path != "metadata.resourceVersion"]
         found.append(

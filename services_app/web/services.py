@@ -30,6 +30,8 @@ def service_list(request: HttpRequest) -> HttpResponse:
 @page
 def service(request: HttpRequest, namespace: str, name: str) -> HttpResponse:
     """One Service: where it is reached, its names, endpoints, nodes, events and changes."""
+    if not may(request, "get", SERVICE, namespace):
+        return forbidden(request, f"see Services in namespace {namespace}")
     nodes = read_nodes()
     found = read_service(
         namespace,

@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from services_app.web import enrolment, manifests, nodes, ranges, service_edit, services, views
+from services_app.web import enrolment, history, manifests, nodes, ranges, service_edit, services, views
 
 app_name = "web"
 
@@ -25,6 +25,7 @@ urlpatterns = [
     path("ui/services/<str:namespace>/<str:name>/edit/", service_edit.edit, name="service-edit"),
     path("ui/services/<str:namespace>/<str:name>/yaml/", manifests.edit, name="service-yaml"),
     path("ui/services/<str:namespace>/<str:name>/delete/", services.service_delete, name="service-delete"),
+    path("ui/history/", history.history, name="history"),
     path("ui/apply/", manifests.apply, name="apply"),
     path("ui/events", views.events, name="events"),
     path("ui/login/", views.Login.as_view(), name="login"),

@@ -79,6 +79,11 @@ def may(request: HttpRequest, verb: str, kind: Kind, namespace: str) -> bool:
     return auth.may(request.user, verb, kind, namespace)
 
 
+def may_somewhere(request: HttpRequest, verb: str, kind: Kind) -> bool:
+    """Whether there is a namespace where the one who asks may do this."""
+    return auth.places(request.user, verb, kind) != frozenset()
+
+
 def forbidden(request: HttpRequest, what: str) -> HttpResponse:
     """The page for somebody who is logged in and may not do this. what: as in "change Services in shop"."""
     return render(request, "403.html", {"what": what}, status=403)
@@ -94,10 +99,11 @@ def overview(request: HttpRequest) -> HttpResponse:
     """Services and nodes: the page a user sees first."""
     target = HtmxDetails(request).target
     nodes = read_nodes()
-    context: dict[str, Any] = {"nodes": nodes}
+    context: dict[str, Any] = {"nodes": nodes, "may_see_nodes": may(request, "list", kinds.NODE, "")}
     if target != "services":
         context |= _nodes_context(request, nodes)
-        context["services_total"], context["services_programmed"] = count_services()
+        seen = auth.places(request.user, "list", kinds.SERVICE)
+        context["services_total"], context["services_programmed"] = count_services(seen)
     if target == "nodes":
         return render(request, "web/_nodes.html", context)
     context |= services_context(request, nodes)
@@ -107,10 +113,15 @@ def overview(request: HttpRequest) -> HttpResponse:
 def services_context(request: HttpRequest, nodes: NodesView) -> dict[str, Any]:
     """What the table of Services needs, wherever it stands."""
     wanted = ServiceFilter.from_query(request.GET)
+    seen = auth.places(request.user, "list", kinds.SERVICE)
+    here = wanted.namespace
     return {
         "wanted": wanted,
-        "services": read_services(wanted, request.GET.get("page"), nodes),
-        "may_create": may(request, "create", kinds.SERVICE, wanted.namespace),
+        "services": read_services(wanted, request.GET.get("page"), nodes, seen),
+        "may_see": seen != frozenset(),
+        "may_create": may(request, "create", kinds.SERVICE, here)
+        if here
+        else may_somewhere(request, "create", kinds.SERVICE),
     }
 
 

@@ -6,19 +6,16 @@ every change. So a page carries the writable part of the object it shows.
 
 import hashlib
 import json
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from django.http import HttpRequest
 
-from services_app import store
+from services_app import audit, store
 from services_app.api import auth
 from services_app.changes import encode
-from services_app.models import Change
 from services_app.spec import kinds
-from services_app.spec.errors import Forbidden
 from services_app.spec.kinds import Kind
 from services_app.web.yaml_text import writable
 
@@ -65,18 +62,13 @@ def require_right(
 
     before: the object as stored, None when it is created. wanted: as it would be stored, None when it is deleted.
     """
-    if not auth.may(request.user, verb, kind, namespace):
-        name = ((wanted or before or {}).get("metadata") or {}).get("name") or ""
-        where = f" in namespace {namespace}" if namespace else ""
-        raise Forbidden(kind, name, f"{request.user.get_username()} may not {verb} {kind.plural}{where}")
-    if wanted is not None:
-        auth.require_field_rights(request.user, kind, before, wanted)
+    actor = _actor_of(request)
+    auth.require_right(request.user, actor.request_id, verb, kind, namespace, before=before, wanted=wanted)
 
 
 def _actor_of(request: HttpRequest) -> store.Actor:
     """Who writes, for the log."""
-    request_id = request.headers.get("X-Request-Id") or str(uuid.uuid4())
-    return store.Actor(request.user.get_username(), request_id, manager="timonel-dashboard")
+    return store.Actor(request.user.get_username(), audit.request_id(request.headers), manager="timonel-dashboard")
 
 
 class ChangedMeanwhile(Exception):
@@ -123,16 +115,16 @@ def mark_of(document: Document) -> str:
 
 @dataclass(frozen=True)
 class LastWrite:
-    """Who changed a Service's writable part last, as far as the log says."""
+    """Who changed a Service's writable part last, as far as the records say."""
 
     user: str
     at: Any
 
 
 def last_write(namespace: str, name: str) -> LastWrite | None:
-    """The newest write of a Service that was more than a new status; None when the log no longer holds it."""
-    rows = Change.objects.filter(kind=kinds.SERVICE.plural, namespace=namespace, name=name).order_by("-revision")
-    for change in rows[:20]:
-        if change.previous is None or writable(json.loads(change.previous)) != writable(json.loads(change.document)):
+    """The newest write of a Service that was more than a new status; None when no record holds it any more."""
+    for change in audit.writes_of(kinds.SERVICE.plural, namespace, name)[:20]:
+        after = json.loads(change.document or "null")
+        if change.previous is None or writable(json.loads(change.previous)) != writable(after):
             return LastWrite(change.user, change.at)
     return None

@@ -9,7 +9,7 @@ from django.test import Client
 
 from services_app import store
 from services_app.api import auth
-from services_app.models import ApiToken
+from services_app.models import ApiToken, Grant
 
 SERVICES = "/api/v1/namespaces/default/services"
 ENDPOINTS = "/api/v1/namespaces/default/endpoints"
@@ -20,7 +20,8 @@ class Asker:
     """A user of the API by token."""
 
     def __init__(self, name, *, is_superuser=False, rights=()):
-        user = get_user_model().objects.create(username=name, is_staff=True, is_superuser=is_superuser)
+        user = get_user_model().objects.create(username=name, is_superuser=is_superuser)
+        Grant.objects.create(role="edit", user=user)
         user.user_permissions.set(Permission.objects.filter(codename__in=rights))
         self.header = f"Bearer {ApiToken.issue(user, name)}"
 

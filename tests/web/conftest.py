@@ -9,13 +9,17 @@ import uvicorn
 from django.contrib.auth import get_user_model
 from django.test import Client
 
+from services_app.models import Grant
+
 PASSWORD = "long enough for a test"
 
 
 @pytest.fixture
 def person(db):
-    """A user of the dashboard, without rights in the admin."""
-    return get_user_model().objects.create_user("ana", password=PASSWORD)
+    """A user of the dashboard who may see everything and write nothing, without rights in the admin."""
+    user = get_user_model().objects.create_user("ana", password=PASSWORD)
+    Grant.objects.create(role="view", user=user)
+    return user
 
 
 @pytest.fixture

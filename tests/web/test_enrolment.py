@@ -24,7 +24,7 @@ from django.test import Client
 from django.utils import timezone
 
 from services_app import store
-from services_app.models import Event, Node, NodeAccess, NodeOperation, NodeSync
+from services_app.models import Event, Grant, Node, NodeAccess, NodeOperation, NodeSync
 from services_app.plan.endpoints import ZONE
 from services_app.push import operations
 from services_app.push.errors import REMEDIES
@@ -42,7 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def operator(transactional_db) -> Client:
     store.bootstrap()
     client = Client()
-    client.force_login(get_user_model().objects.create_user("olga", password=PASSWORD, is_staff=True))
+    user = get_user_model().objects.create_user("olga", password=PASSWORD)
+    Grant.objects.create(role="admin", user=user)
+    client.force_login(user)
     return client
 
 

@@ -10,7 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from services_app import store
-from services_app.models import ApiToken, Event, Node, NodeAccess, NodeOperation, NodeSync
+from services_app.models import ApiToken, Event, Grant, Node, NodeAccess, NodeOperation, NodeSync
 from services_app.plan.endpoints import ZONE
 from services_app.push import enroll
 from services_app.push.errors import HostKeyChanged, NodeError
@@ -30,7 +30,9 @@ def operator(db) -> Client:
     """A logged-in person who may change nodes."""
     store.bootstrap()
     client = Client()
-    client.force_login(get_user_model().objects.create_user("olga", password=PASSWORD, is_staff=True))
+    user = get_user_model().objects.create_user("olga", password=PASSWORD)
+    Grant.objects.create(role="admin", user=user)
+    client.force_login(user)
     return client
 
 
