@@ -13,6 +13,7 @@ from services_app.spec.kinds import INGRESS, INGRESS_CLASS
 Document = dict[str, Any]
 
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
+DEFAULT_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
 PATH_TYPES = ("Exact", "Prefix", "ImplementationSpecific")
 SCOPES = ("Cluster", "Namespace")
 CONTROLLER_LENGTH = 250
@@ -21,6 +22,23 @@ _NOT_ENDING_PATHS = ("/..", "/.")
 
 
 # --- Ingress
+
+
+def default_class(classes: list[Document]) -> str:
+    """The class for an Ingress that names none: the newest that is marked as default; "" when none is.
+
+    Source: k8s v1.36 plugin/pkg/admission/network/defaultingressclass.
+    """
+    marked = [one for one in classes if (one["metadata"].get("annotations") or {}).get(DEFAULT_ANNOTATION) == "true"]
+    marked.sort(key=lambda one: one["metadata"]["name"])
+    marked.sort(key=lambda one: one["metadata"]["creationTimestamp"], reverse=True)
+    return str(marked[0]["metadata"]["name"]) if marked else ""
+
+
+def wants_class(ingress: Document) -> bool:
+    """Whether a new Ingress gets the default class: neither field nor annotation names one."""
+    annotations = ingress["metadata"].get("annotations") or {}
+    return ingress["spec"].get("ingressClassName") is None and CLASS_ANNOTATION not in annotations
 
 
 def prepare_create(ingress: Document) -> None:

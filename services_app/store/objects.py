@@ -20,7 +20,7 @@ from django.utils import timezone
 from services_app import models
 from services_app.changes import encode
 from services_app.plan import kubelet
-from services_app.spec import kinds, managed_fields, objects
+from services_app.spec import ingress, kinds, managed_fields, objects
 from services_app.spec.errors import (
     AlreadyExists,
     Conflict,
@@ -123,6 +123,8 @@ def create(
         elif actor.manager:
             author = managed_fields.Author(actor.manager, timestamp(now))
             _own(prepared, managed_fields.created(kind, document, prepared, author))
+        if kind is kinds.INGRESS and ingress.wants_class(prepared):
+            _set_default_class(prepared)  # like Kubernetes' admission: nobody owns the field
         generated = not document.get("metadata", {}).get("name") and document["metadata"].get("generateName")
         try:
             return retried(partial(_create_once, kind, prepared, cluster, actor, now, dry_run))
@@ -140,6 +142,13 @@ def create(
 def _validate_create(kind: Kind, prepared: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = objects.validate_create(kind, prepared, cluster)
     return errors or (ranges.validate_apart(prepared) if kind is kinds.SERVICE_CIDR else [])
+
+
+def _set_default_class(prepared: Document) -> None:
+    """Give a new Ingress the class that is marked as default, when there is one. One query."""
+    marked = models.IngressClass.objects.filter(document__contains=ingress.DEFAULT_ANNOTATION)
+    if name := ingress.default_class([json.loads(text) for text in marked.values_list("document", flat=True)]):
+        prepared["spec"] = {"ingressClassName": name, **prepared["spec"]}
 
 
 def _own(document: Document, entries: list[Document] | None) -> None:

@@ -229,3 +229,25 @@ def test_a_nul_is_no_reason_to_fail(world):
         store.get(kinds.LEASE, "shop", "a\0b")
     with pytest.raises(Invalid):
         create(kinds.EVENT, "a\0b", involvedObject={"namespace": "shop"})
+
+
+def test_a_new_ingress_without_a_class_gets_the_default_and_an_old_one_keeps_none(world):
+    backend = {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}}
+    assert "ingressClassName" not in create(kinds.INGRESS, "before", spec=backend)["spec"]
+    mark = {"ingressclass.kubernetes.io/is-default-class": "true"}
+    create(kinds.INGRESS_CLASS, "other", spec={"controller": "example.org/other"})
+    create(kinds.INGRESS_CLASS, "edge", metadata={"annotations": mark}, spec={"controller": "example.org/edge"})
+    assert create(kinds.INGRESS, "after", spec=backend)["spec"] == {"ingressClassName": "edge", **backend}
+    assert (
+        create(kinds.INGRESS, "named", spec={"ingressClassName": "other", **backend})["spec"]["ingressClassName"]
+        == "other"
+    )
+    annotated = {"annotations": {"kubernetes.io/ingress.class": "old"}}
+    assert "ingressClassName" not in create(kinds.INGRESS, "annotated", metadata=annotated, spec=backend)["spec"]
+
+    def change(ingress):
+        ingress["spec"]["defaultBackend"]["service"]["port"]["number"] = 81
+        return ingress
+
+    assert "ingressClassName" not in world.update(kinds.INGRESS, "before", change)["spec"]
+    assert models.Ingress.objects.get(name="after").class_name == "edge"
