@@ -39,8 +39,24 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["type"] == "http":
         await _django(scope, receive, send)
     elif scope["type"] == "websocket":
-        await receive()
+        await _refuse_socket(scope, receive, send)
+
+
+async def _refuse_socket(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Answer a wish for a WebSocket as the same request without one: no path here becomes one, and clients are told why."""
+    await receive()
+    if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1000})
+        return
+    request = {**scope, "type": "http", "method": "GET", "scheme": scope["scheme"].replace("ws", "http")}
+
+    async def nothing() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def denied(message: dict[str, Any]) -> None:
+        await send({**message, "type": message["type"].replace("http.", "websocket.http.", 1)})
+
+    await application(request, nothing, denied)
 
 
 def _is_watched(target: paths.Target, scope: dict[str, Any]) -> bool:
@@ -51,7 +67,9 @@ def _is_watched(target: paths.Target, scope: dict[str, Any]) -> bool:
 
 def _asks(scope: dict[str, Any]) -> bool:
     query = scope["query_string"]
-    return b"watch" in query and options.flag(parse_qs(query.decode(), keep_blank_values=True), "watch")
+    if b"watch" not in query:
+        return False
+    return options.flag(parse_qs(query.decode("utf-8", "replace"), keep_blank_values=True), "watch")
 
 
 class _Requests(BaseHandler):

@@ -32,7 +32,7 @@ class Asked:
 
     def verb(self, method: str, *, watches: bool = False) -> str:
         """What a request by this method wants to do. watches: it asks for a watch by an option."""
-        verb = _VERBS.get(method, method.lower())
+        verb = _VERBS.get(method, "")
         if verb == "get" and (self.watch or (watches and not self.name)):
             return "watch"
         return verb if self.name else _OF_COLLECTIONS.get(verb, verb)
@@ -89,7 +89,7 @@ def target_of(asked: Asked) -> Target | None:
         return None
     if asked.subresource and asked.subresource not in kind.subresources:
         return None
-    if asked.rest:
+    if asked.rest and asked.subresource != "proxy":
         return None
     namespace = asked.namespace if asked.in_namespace else None
     return Target(kind, namespace, asked.name, asked.subresource, asked.watch, asked.rest)

@@ -88,14 +88,14 @@ def may_read_path(user: Any, verb: str, path: str) -> bool:
 
 
 def _rules(namespace: str, user: Any) -> Document:
-    for_all = [{"verbs": ["get"], "nonResourceURLs": [*OPEN_PATHS, *FOR_ALL_USERS]}]
+    paths: list[Document] = [{"verbs": ["get"], "nonResourceURLs": [*OPEN_PATHS, *FOR_ALL_USERS]}]
+    rules: list[Document] = []
     if user.is_superuser:
-        everything: Document = {"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}
-        all_paths: Document = {"verbs": ["*"], "nonResourceURLs": ["*"]}
-        return {"resourceRules": [everything], "nonResourceRules": [all_paths], "incomplete": False}
+        rules.append({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]})
+        paths.append({"verbs": ["*"], "nonResourceURLs": ["*"]})
     # (group, verbs allowed, the one object they are for) -> the resources they are allowed on
     allowed: defaultdict[tuple[str, tuple[str, ...], str], list[str]] = defaultdict(list)
-    for kind in kinds.KINDS:
+    for kind in kinds.REVIEWS if user.is_superuser else kinds.KINDS:
         for name in ("", *kind.subresources):
             verbs = kinds.SUBRESOURCES[name].verbs if name else kind.verbs
             resource = f"{kind.plural}/{name}" if name else kind.plural
@@ -105,8 +105,7 @@ def _rules(namespace: str, user: Any) -> Document:
                     allowed[kind.group, may, namespace].append(resource)
             elif may:
                 allowed[kind.group, may, ""].append(resource)
-    rules: list[Document] = []
     for (group, verbs, name), resources in allowed.items():
         rule: Document = {"verbs": [*verbs], "apiGroups": [group], "resources": resources}
         rules.append(rule | {"resourceNames": [name]} if name else rule)
-    return {"resourceRules": rules, "nonResourceRules": for_all, "incomplete": False}
+    return {"resourceRules": rules, "nonResourceRules": paths, "incomplete": False}

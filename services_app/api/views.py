@@ -20,9 +20,9 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from services_app import audit, changes, store
-from services_app.api import auth, media, paths, reviews
+from services_app.api import auth, connecting, media, paths, reviews
 from services_app.api.paths import Target
-from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, tables
+from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, tables, wire
 from services_app.spec.errors import (
     AlreadyExists,
     ApiError,
@@ -66,7 +66,7 @@ class ApiView(APIView):
     authentication_classes = [auth.BearerToken, auth.Session]
     permission_classes = []
     content_negotiation_class = _AsStored
-    http_method_names = ["get", "post", "put", "patch", "delete", "head"]
+    http_method_names = ["get", "post", "put", "patch", "delete"]  # no HEAD: Kubernetes has none either
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
@@ -131,6 +131,8 @@ class ObjectView(ApiView):
         kind = self.target.kind
         if verb not in (kinds.SUBRESOURCES[self.target.subresource].verbs if self.target.subresource else kind.verbs):
             raise MethodNotAllowed
+        if self.target.subresource in connecting.ANSWERED:
+            raise connecting.refusal(self.target, request.query_params.dict())
         if kind is kinds.ENDPOINTS:
             self.warnings.append(endpoints.DEPRECATED)
 
@@ -170,6 +172,8 @@ class ObjectView(ApiView):
         target = self._target()
         if target.subresource == "binding":
             return self._bind(request, target)
+        if target.subresource == "eviction":
+            return self._evict(request, target)
         if target.name:
             raise MethodNotAllowed
         accepted = media.accept(request.headers.get("Accept", ""))
@@ -187,6 +191,7 @@ class ObjectView(ApiView):
         target = self._target()
         if not target.name:
             raise MethodNotAllowed
+        self._refuse_change_below(target)
         accepted = media.accept(request.headers.get("Accept", ""))
         dry_run = self._dry_run(request, "UpdateOptions")
         self._note_manager(request, "UpdateOptions")
@@ -214,6 +219,7 @@ class ObjectView(ApiView):
         target = self._target()
         if not target.name:
             raise MethodNotAllowed
+        self._refuse_change_below(target)
         accepted = media.accept(request.headers.get("Accept", ""))
         dry_run = self._dry_run(request, "PatchOptions")
         content_type = (request.headers.get("Content-Type") or "").split(";")[0].strip().lower()
@@ -328,6 +334,33 @@ class ObjectView(ApiView):
         )  # fmt: skip
         status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
         return HttpResponse(json.dumps(status), status=201, content_type=media.JSON)
+
+    def _evict(self, request: Request, target: Target) -> HttpResponse:
+        """Delete a Pod as whoever empties a node does; there are no disruption budgets that could refuse."""
+        given = wire.parse(self._body(request), request.headers.get("Content-Type") or media.JSON)
+        if not isinstance(given, dict) or given.get("kind") not in (None, "", "Eviction"):
+            raise BadRequest("the body is no Eviction")
+        if given.get("apiVersion") not in (None, "", "policy/v1", "policy/v1beta1"):
+            raise BadRequest(f"no kind Eviction is registered for version {given['apiVersion']!r}; write policy/v1")
+        name = (given.get("metadata") or {}).get("name") if isinstance(given.get("metadata"), dict) else ""
+        if name != target.name:
+            raise BadRequest("name in URL does not match name in Eviction object")
+        how = options.read_delete(
+            json.dumps(given.get("deleteOptions") or {}).encode(), media.JSON, dict(request.query_params.lists())
+        )
+        how["dryRun"] = self._dry_run(request, "DeleteOptions", how.get("dryRun"))
+        self._delete_one(target, target.name, how)
+        status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}
+        return HttpResponse(json.dumps(status), status=201, content_type=media.JSON)
+
+    def _refuse_change_below(self, target: Target) -> None:
+        """Raise MethodNotAllowed for changes to what runs in a Pod: nothing here could carry them out."""
+        if target.subresource in ("ephemeralcontainers", "resize"):
+            store.get(target.kind, target.namespace or "", target.name)
+            raise MethodNotAllowed(
+                f'a Pod is a record of a workload that others run: nothing here could change what runs in "{target.name}". '
+                "Change the workload on its host, then the record."
+            )
 
     def _check_uid(self, target: Target, wanted: str | None, found: str) -> None:
         """A PUT that names a uid means that one object."""

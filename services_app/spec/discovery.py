@@ -52,13 +52,15 @@ def resource_list(group: str, version: str) -> Document | None:
     for kind in kinds:
         resources.append(_resource(kind))
         for name in sorted(kind.subresources):
+            below = SUBRESOURCES[name]
             resources.append(
                 {
                     "name": f"{kind.plural}/{name}",
                     "singularName": "",
                     "namespaced": kind.namespaced,
-                    "kind": SUBRESOURCES[name].kind or kind.kind,
-                    "verbs": list(SUBRESOURCES[name].verbs),
+                    **({"group": below.group, "version": below.version} if below.group else {}),
+                    "kind": kind.kind_below(name),
+                    "verbs": list(below.verbs),
                 }
             )
     named = f"{group}/{version}" if group else version
@@ -125,7 +127,11 @@ def _aggregated_resource(kind: Kind) -> Document:
         made["subresources"] = [
             {
                 "subresource": name,
-                "responseKind": {"group": "", "version": "", "kind": SUBRESOURCES[name].kind or kind.kind},
+                "responseKind": {
+                    "group": SUBRESOURCES[name].group,
+                    "version": SUBRESOURCES[name].version,
+                    "kind": kind.kind_below(name),
+                },
                 "verbs": list(SUBRESOURCES[name].verbs),
             }
             for name in sorted(kind.subresources)

@@ -7,16 +7,30 @@ VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update
 
 @dataclass(frozen=True)
 class Subresource:
-    """What is served below an object. kind: of its bodies, "" for the object's own."""
+    """What is served below an object. kind: of its bodies, "" for the object's own; %s stands for that.
+
+    group, version: of that kind where they are not the object's.
+    """
 
     verbs: tuple[str, ...]
     kind: str = ""
+    group: str = ""
+    version: str = ""
 
 
+_CHANGING = ("get", "patch", "update")
 SUBRESOURCES = {
+    "attach": Subresource(("create", "get"), "PodAttachOptions"),
     "binding": Subresource(("create",), "Binding"),
+    "ephemeralcontainers": Subresource(_CHANGING),
+    "eviction": Subresource(("create",), "Eviction", "policy", "v1"),
+    "exec": Subresource(("create", "get"), "PodExecOptions"),
     "finalize": Subresource(("update",)),
-    "status": Subresource(("get", "patch", "update")),
+    "log": Subresource(("get",)),
+    "portforward": Subresource(("create", "get"), "PodPortForwardOptions"),
+    "proxy": Subresource(("create", "delete", "get", "patch", "update"), "%sProxyOptions"),
+    "resize": Subresource(_CHANGING),
+    "status": Subresource(_CHANGING),
 }
 
 
@@ -49,6 +63,10 @@ class Kind:
     def list_kind(self) -> str:
         return self.kind + "List"
 
+    def kind_below(self, subresource: str) -> str:
+        """The kind of the bodies of a subresource."""
+        return SUBRESOURCES[subresource].kind.replace("%s", self.kind) or self.kind
+
 
 NAMESPACE = Kind(
     group="",
@@ -68,7 +86,7 @@ SERVICE = Kind(
     plural="services",
     singular="service",
     short_names=("svc",),
-    subresources=("status",),
+    subresources=("proxy", "status"),
     categories=("all",),
     is_made_by_put=True,
 )
@@ -91,7 +109,18 @@ POD = Kind(
     plural="pods",
     singular="pod",
     short_names=("po",),
-    subresources=("binding", "status"),
+    subresources=(
+        "attach",
+        "binding",
+        "ephemeralcontainers",
+        "eviction",
+        "exec",
+        "log",
+        "portforward",
+        "proxy",
+        "resize",
+        "status",
+    ),
     categories=("all",),
 )
 NODE = Kind(
@@ -102,7 +131,7 @@ NODE = Kind(
     singular="node",
     short_names=("no",),
     namespaced=False,
-    subresources=("status",),
+    subresources=("proxy", "status"),
 )
 EVENT = Kind(
     group="",

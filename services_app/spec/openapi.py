@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from services_app.spec import patches, schema
-from services_app.spec.kinds import KINDS, Kind
+from services_app.spec.kinds import BINDING, KINDS, Kind
 
 Document = dict[str, Any]
 
@@ -208,12 +208,19 @@ def _paths(kinds: tuple[Kind, ...]) -> Iterator[tuple[str, Kind, dict[str, str]]
         yield f"{own}/{{name}}", kind, {"get": "get", "put": "put", "patch": "patch", "delete": "delete"}
         if "status" in kind.subresources:
             yield f"{own}/{{name}}/status", kind, {"get": "get", "put": "put", "patch": "patch"}
+        if "finalize" in kind.subresources:
+            yield f"{own}/{{name}}/finalize", kind, {"put": "put"}
+        if "binding" in kind.subresources:
+            yield f"{own}/{{name}}/binding", BINDING, {"post": "post"}
 
 
 def _operation_id(verb: str, path: str, kind: Kind) -> str:
     words = "".join(word.capitalize() for word in kind.group.split(".")[:1]) or "Core"
     scope = "Namespaced" if "{namespace}" in path else ("ForAllNamespaces" if kind.namespaced else "")
-    tail = "Status" if path.endswith("/status") else ""
+    below = path.partition("/{name}/")[2]
+    if below == "binding":
+        return f"{verb}{words}{kind.version.capitalize()}{scope}PodBinding"
+    tail = below.capitalize()
     return f"{verb}{words}{kind.version.capitalize()}{scope}{kind.kind}{tail}"
 
 
@@ -234,7 +241,7 @@ def v3_document(root: str) -> str:
         "info": {"title": "Timonel", "version": "v1"},
         "paths": paths,
         "components": {
-            "schemas": _schemas(kinds, 3),
+            "schemas": _schemas((*kinds, BINDING) if root == _root(BINDING) else kinds, 3),
             "securitySchemes": {
                 "BearerToken": {
                     "type": "apiKey",
@@ -321,7 +328,7 @@ def _v2() -> Document:
         "swagger": "2.0",
         "info": {"title": "Timonel", "version": "v1"},
         "paths": paths,
-        "definitions": _schemas(KINDS, 2),
+        "definitions": _schemas((*KINDS, BINDING), 2),
     }
 
 

@@ -132,10 +132,16 @@ def test_every_verb_on_every_kind_in_every_place(asker, name):
 @pytest.mark.parametrize(
     ("name", "resource", "verb", "expected"),
     [
+        ("viewer", "pods/log", "get", True),
+        ("viewer", "pods/exec", "create", False),
+        ("viewer", "pods/portforward", "get", False),
+        ("viewer", "services/proxy", "get", False),
         ("viewer", "services/status", "get", True),
         ("viewer", "services/status", "patch", False),
         ("editor", "services/status", "patch", True),
         ("editor", "pods/binding", "create", True),
+        ("editor", "pods/exec", "create", True),
+        ("editor", "services/proxy", "get", True),
         ("editor", "services/nothing", "get", False),
         ("viewer", "namespaces/status", "get", False),
         ("owner", "namespaces/finalize", "update", False),
