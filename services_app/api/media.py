@@ -17,15 +17,29 @@ class Accepted:
     version: str = "v1"
 
 
+def _by_preference(header: str) -> list[tuple[str, dict[str, str]]]:
+    """The forms of an Accept header with their parameters: by their q, and as they stand where that is equal."""
+    forms = []
+    for part in header.split(","):
+        media, *parameters = (piece.strip() for piece in part.split(";"))
+        forms.append((media, dict(p.partition("=")[::2] for p in parameters)))
+    return sorted(forms, key=lambda form: -_quality(form[1].get("q", "1")))
+
+
+def _quality(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 1.0
+
+
 def accept(header: str, *, streamed: bool = False) -> Accepted:
     """The first form of an Accept header that can be given. streamed: as events of a watch. Raises NotAcceptable."""
     forms = (JSON,) if streamed else (JSON, YAML)
     if not header.strip():
         return Accepted()
-    for part in header.split(","):
-        media, *parameters = (piece.strip() for piece in part.split(";"))
-        options = dict(p.partition("=")[::2] for p in parameters)
-        if media == "*/*":
+    for media, options in _by_preference(header):
+        if media == "*/*":  # Kubernetes does not understand application/*
             media = JSON
         if media not in forms:
             continue

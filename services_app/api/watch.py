@@ -84,7 +84,7 @@ async def serve(scope: Document, receive: Callable[[], Any], send: Send, target:
         assert asked is not None  # the path was parsed
         authorize = partial(_authorize, headers, asked)
         await feed.in_database(authorize)
-        request = parse(target, scope["query_string"].decode(), headers.get("accept", ""))
+        request = parse(target, scope["query_string"].decode("utf-8", "replace"), headers.get("accept", ""))
         limit_s = float(request.options.timeout_s) or random.uniform(SHORTEST_S, 2 * SHORTEST_S)
         events = _events(request, limit_s, authorize)
         first = await anext(events, None)

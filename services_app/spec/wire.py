@@ -98,7 +98,9 @@ def parse(body: bytes, content_type: str) -> Any:
             f"the body of the request was in an unknown format - accepted media types include: {JSON}, {YAML}"
         )
     try:
-        return json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+        # As in Go: always UTF-8, and what is none of it inside a text becomes the sign for that.
+        text = body.decode("utf-8", "replace")
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant)
     except (ValueError, RecursionError) as err:
         raise BadRequest(f"couldn't get version/kind; json parse error: {err}") from err
 

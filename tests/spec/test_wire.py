@@ -213,10 +213,12 @@ def test_what_is_no_object_in_json_is_a_bad_request(text):
         decoded(text)
 
 
-def test_what_is_no_utf8_is_a_bad_request():
-    for media in (JSON, YAML):
-        with pytest.raises(BadRequest):
-            objects.decode(SERVICE, b'{"metadata": {"name": "\xff\xfe"}}', media)
+def test_what_is_no_utf8_becomes_the_sign_for_that_in_json_and_is_a_bad_request_in_yaml():
+    """As Go's readers of both have it."""
+    body = b'{"metadata": {"name": "\xff\xfe"}}'
+    assert objects.decode(SERVICE, body, JSON)["metadata"]["name"] == "\N{REPLACEMENT CHARACTER}" * 2
+    with pytest.raises(BadRequest):
+        objects.decode(SERVICE, body, YAML)
 
 
 @pytest.mark.parametrize(
