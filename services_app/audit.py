@@ -64,7 +64,7 @@ def record(
 
 def refused(kind: str, name: str, message: str, *, user: str, request_id: str, namespace: str = "") -> None:
     """Note a write that somebody may not do."""
-    logger.warning("refused: %s user=%s request=%s reason=forbidden", message, user, request_id)
+    logger.warning("refused: %r user=%r request=%s reason=forbidden", message, user, request_id)
     try:
         record(REFUSED, kind, name, user=user, request_id=request_id, namespace=namespace, message=message)
     except DatabaseError as err:

@@ -108,6 +108,14 @@ def read_secret(name: str, path: Path) -> str:
     return path.read_text().strip()
 
 
+def read_secrets(name: str) -> list[str]:
+    """Secrets with commas between; none when it is not set."""
+    values = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+    if any(len(value) < 32 for value in values):
+        raise _bad(name, "…", "write the secrets that were used before, with commas between")
+    return values
+
+
 def read_database(name: str, default: str) -> dict[str, object]:
     """A postgresql:// address; ?host=/directory names a socket."""
     text = os.environ.get(name, default)
@@ -147,6 +155,8 @@ DATABASES = {"default": read_database("DATABASE_URL", f"postgresql://timonel@/ti
 REDIS_URL = read_redis("REDIS_URL", f"unix://{DATA_DIR}/redis/redis.sock")
 
 SECRET_KEY = read_secret("TIMONEL_SECRET_KEY", DATA_DIR / "secret.key")
+# What these sealed can be opened until `timonel reseal` has sealed it anew; sessions they signed go on.
+SECRET_KEY_FALLBACKS = read_secrets("TIMONEL_OLD_SECRET_KEYS")
 DEBUG = False
 ALLOWED_HOSTS = ["*"]  # clients come by any address of the host; TLS and tokens protect, not the Host header
 ROOT_URLCONF = "services_app.urls"

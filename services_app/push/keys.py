@@ -6,7 +6,7 @@ import io
 
 import paramiko
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.fernet import Fernet
+from cryptography.fernet import Fernet, MultiFernet
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -23,9 +23,19 @@ _KEY_CLASSES = (
 )
 
 
-def _cipher() -> Fernet:
-    key = hashlib.sha256(b"timonel ssh keys\0" + settings.SECRET_KEY.encode()).digest()
-    return Fernet(base64.urlsafe_b64encode(key))
+def _cipher() -> MultiFernet:
+    """Seals with the present secret, opens with those before as well."""
+    keys = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    digests = [hashlib.sha256(b"timonel ssh keys\0" + key.encode()).digest() for key in keys]
+    return MultiFernet([Fernet(base64.urlsafe_b64encode(digest)) for digest in digests])
+
+
+def reseal_keys() -> int:
+    """Encrypt every private half with the present secret; how many there are. Raises InvalidToken as private_key."""
+    rows = list(SshKey.objects.all())
+    for row in rows:
+        SshKey.objects.filter(pk=row.pk).update(private_encrypted=_cipher().rotate(bytes(row.private_encrypted)))
+    return len(rows)
 
 
 def own_key() -> SshKey:

@@ -10,7 +10,7 @@ import json
 from functools import cache
 from typing import Any
 
-from cryptography.fernet import Fernet, InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 
 from services_app.changes import encode
@@ -37,7 +37,7 @@ def stored_text(kind: Kind, document: Document, text: str) -> str:
     if kind is not kinds.SECRET:
         return text
     metadata = {key: document["metadata"][key] for key in _READABLE if key in document["metadata"]}
-    token = _cipher(settings.SECRET_KEY).encrypt(text.encode("utf-8", "surrogatepass")).decode()
+    token = _cipher(_keys()).encrypt(text.encode("utf-8", "surrogatepass")).decode()
     return encode({"kind": kind.kind, "apiVersion": kind.api_version, "metadata": metadata, SEALED: token})
 
 
@@ -49,17 +49,42 @@ def shown_text(kind: Kind, stored: str) -> str:
         return stored
     envelope = json.loads(stored)
     try:
-        opened: bytes = _cipher(settings.SECRET_KEY).decrypt(envelope[SEALED].encode())
+        opened: bytes = _cipher(_keys()).decrypt(envelope[SEALED].encode())
     except InvalidToken as err:
         metadata = envelope["metadata"]
         raise InternalError(
             f'cannot open secret "{metadata["namespace"]}/{metadata["name"]}": it was sealed with another key. '
-            "Start with the TIMONEL_SECRET_KEY it was written under, or delete its row and create it anew."
+            "Start with the key it was written under in TIMONEL_OLD_SECRET_KEYS, or delete its row and create it anew."
         ) from err
     return opened.decode("utf-8", "surrogatepass")
 
 
+def resealed_text(kind: Kind, stored: str) -> str:
+    """What is stored, sealed with the present key. Raises InternalError for what no known key opens."""
+    if kind is not kinds.SECRET:
+        return stored
+    envelope = json.loads(stored)
+    if is_sealed_anew(envelope):
+        return stored
+    opened = shown_text(kind, stored).encode("utf-8", "surrogatepass")
+    return encode({**envelope, SEALED: _cipher(_keys()).encrypt(opened).decode()})
+
+
+def is_sealed_anew(envelope: Document) -> bool:
+    """Whether the present key opens an envelope."""
+    try:
+        _cipher((settings.SECRET_KEY,)).decrypt(envelope[SEALED].encode())
+    except InvalidToken:
+        return False
+    return True
+
+
+def _keys() -> tuple[str, ...]:
+    """The secret that seals, and those that open as well."""
+    return (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+
+
 @cache
-def _cipher(secret_key: str) -> Fernet:
-    digest = hashlib.sha256(b"timonel secrets\0" + secret_key.encode()).digest()
-    return Fernet(base64.urlsafe_b64encode(digest))
+def _cipher(secret_keys: tuple[str, ...]) -> MultiFernet:
+    digests = [hashlib.sha256(b"timonel secrets\0" + key.encode()).digest() for key in secret_keys]
+    return MultiFernet([Fernet(base64.urlsafe_b64encode(digest)) for digest in digests])

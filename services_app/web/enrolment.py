@@ -23,9 +23,10 @@ from services_app.push.enroll import Host
 from services_app.push.errors import NodeError, remedy_of
 from services_app.push.keys import fingerprint, read_private_key
 from services_app.spec.errors import Invalid
+from services_app.spec.kinds import NODE
 from services_app.web.nodes import fingerprint_of, for_operators, key_file, may_operate
 from services_app.web.overview import read_lag, report_of
-from services_app.web.views import page
+from services_app.web.views import forbidden, may, page
 
 LOGIN = r"[A-Za-z_][A-Za-z0-9._-]*"
 OWN_LABELS = ("kubernetes.io/hostname", "kubernetes.io/os", ZONE)  # written by enrolment itself
@@ -270,6 +271,8 @@ def read_operation(pk: UUID) -> OperationView | None:
 @page
 def operation(request: HttpRequest, pk: UUID) -> HttpResponse:
     """What an enrolment or removal has done so far, and how it ended."""
+    if not may(request, "get", NODE, ""):
+        return forbidden(request, "see nodes")
     found = read_operation(pk)
     if found is None:
         return render(request, "404.html", {"missing": "There is no such operation."}, status=404)

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
 from django.db import connections
 
 from services_app import changes, store
-from services_app.api import feed, paths, watch
+from services_app.api import auth, feed, paths, watch
+from services_app.models import ApiToken, Grant
 from services_app.spec import kinds
-from services_app.spec.errors import AlreadyExists, Conflict, NotFound
+from services_app.spec.errors import AlreadyExists, Conflict, Forbidden, NotFound
 from services_app.spec.selectors import parse_label_selector
 
 ACTOR = store.Actor("tester")
@@ -394,5 +396,33 @@ def test_secrets_and_the_second_face_of_events_are_told_as_they_are_handed_out()
             (seen,) = await told(stream, 1)
             assert (seen["object"]["apiVersion"], seen["object"]["note"]) == ("events.k8s.io/v1", "it works")
             await stream.aclose()
+
+    run(scenario)
+
+
+# --- who may no longer watch
+
+
+def test_a_watch_ends_when_its_user_may_no_longer_watch_and_is_not_begun_again(monkeypatch):
+    monkeypatch.setattr(watch, "JUDGED_S", 0.05)
+    monkeypatch.setattr(auth, "KEPT_S", 0.0)
+    make_namespace()
+    user = get_user_model().objects.create_user("dev")
+    grant = Grant.objects.create(role="view", namespace="shop", user=user)
+    headers = {"authorization": f"Bearer {ApiToken.issue(user, 'watch')}"}
+    authorize = partial(watch._authorize, headers, paths.read(SERVICES))
+
+    async def scenario() -> None:
+        await closing(authorize)
+        stream = watch._events(watch.parse(paths.parse(SERVICES), "", ""), 60.0, authorize)
+        assert await anext(stream) == b""
+        await closing(make_service, "web")
+        (event,) = await told(stream, 1)
+        assert event["object"]["metadata"]["name"] == "web"
+        await closing(grant.delete)
+        async with asyncio.timeout(10):
+            assert [piece async for piece in stream] == []
+        with pytest.raises(Forbidden, match='cannot watch resource "services"'):
+            await closing(authorize)
 
     run(scenario)
