@@ -260,7 +260,8 @@ class AuditRecord(models.Model):
         indexes = [
             models.Index(fields=["-revision", "id"], name="audit_record_order"),
             models.Index(fields=["kind", "namespace", "name", "revision"], name="audit_record_of_object"),
-            models.Index(fields=["user", "revision"], name="audit_record_of_user"),
+            models.Index(fields=["namespace", "-revision"], name="audit_record_in_namespace"),
+            models.Index(fields=["user", "-revision"], name="audit_record_of_user"),
             models.Index(fields=["request_id"], name="audit_record_of_request"),
         ]
 

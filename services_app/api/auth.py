@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from services_app import audit
 from services_app.api.paths import Asked
 from services_app.models import ApiToken, Grant
 from services_app.spec import kinds
-from services_app.spec.errors import Forbidden, Resource, Unauthorized
+from services_app.spec.errors import BadRequest, Forbidden, Resource, Unauthorized
 from services_app.spec.kinds import Kind
 
 Document = dict[str, Any]
@@ -52,6 +53,35 @@ def user_of(header: str) -> Any:
         left_s = (row.expires_at - timezone.now()).total_seconds() if row.expires_at else KEPT_S
         _known[digest] = _Known(row.user, now + min(KEPT_S, left_s))
     return row.user
+
+
+def acting(user: Any, headers: Mapping[str, str]) -> Any:
+    """The user a request is to be judged and recorded as: the one who asks, or whom a superuser asks to stand in for.
+
+    headers: by names as HTTP has them, in whatever case the mapping knows. Raises Forbidden and BadRequest, in the words
+    of k8s v1.36 apiserver/pkg/endpoints/filters/impersonation. At most one query.
+    """
+    name = headers.get("Impersonate-User", "")
+    more = [header for header in ("Impersonate-Group", "Impersonate-Uid") if headers.get(header)]
+    if not name:
+        if more:
+            raise BadRequest(f"requested {', '.join(more)} without impersonating a user")
+        return user
+    resource = "users" if not more else "groups" if "Impersonate-Group" in more else "uids"
+    told = f'User "{user.get_username()}" cannot impersonate resource "{resource}" in API group "" at the cluster scope'
+    if not user.is_superuser or more:
+        raise Forbidden(Resource("", resource), name, told + (": a user has the groups he has" if more else ""))
+    found: Any = get_user_model().objects.filter(username=name.replace("\0", ""), is_active=True).first()
+    if found is None:
+        raise Forbidden(Resource("", resource), name, f"{told}: there is no such user")
+    found.stood_in_by = user.get_username()
+    return found
+
+
+def recorded_name(user: Any) -> str:
+    """A user as records name him: "ana", or "ana for dev" when she stands in for dev."""
+    by = getattr(user, "stood_in_by", "")
+    return f"{by} for {user.get_username()}" if by else str(user.get_username())
 
 
 # Rights that a role alone does not give, as Django permissions: superusers have them, others by grant in the admin.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from services_app.spec import kinds
 from services_app.spec.kinds import Kind
 
-_ROOT = re.compile(r"/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))(?P<rest>/.*)?$")
+_ROOT = re.compile(r"/(?:api/(?P<core>[^/]+)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))(?P<rest>/.*)?$")
 _VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 _OF_COLLECTIONS = {"get": "list", "delete": "deletecollection"}
 
@@ -58,7 +58,7 @@ def read(path: str) -> Asked | None:
     found = _ROOT.fullmatch(path.rstrip("/") or "/")
     if found is None:
         return None
-    group, version = ("", "v1") if found["core"] else (found["group"], found["version"])
+    group, version = ("", found["core"]) if found["core"] else (found["group"], found["version"])
     parts = [part for part in (found["rest"] or "").split("/") if part]
     watch = parts[:1] == ["watch"]
     parts = parts[1:] if watch else parts

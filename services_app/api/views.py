@@ -72,6 +72,7 @@ class ApiView(APIView):
         super().initial(request, *args, **kwargs)
         if not request.user or not request.user.is_authenticated:
             raise Unauthorized
+        request.user = auth.acting(request.user, request.headers)
 
     def handle_exception(self, exc: Exception) -> HttpResponse:  # type: ignore[override]
         if isinstance(exc, ApiError):
@@ -123,7 +124,7 @@ class ObjectView(ApiView):
         super().initial(request, *args, **kwargs)
         if self.asked is None:
             raise NotFound()
-        self.actor = store.Actor(request.user.get_username(), self.actor.request_id)
+        self.actor = store.Actor(auth.recorded_name(request.user), self.actor.request_id)
         verb = self.asked.verb(request.method or "")
         self._authorize(request, verb, self.asked)
         if self.target is None:

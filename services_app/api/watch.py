@@ -15,6 +15,8 @@ from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import parse_qs
 
+from django.utils.datastructures import CaseInsensitiveMapping as Headers
+
 from services_app import changes, store
 from services_app.api import auth, feed, media, paths
 from services_app.api.paths import Target
@@ -141,6 +143,7 @@ def _authorize(headers: dict[str, str], asked: paths.Asked) -> None:
         user = auth.session_user(pairs.get("sessionid"))
     if user is None:
         raise Unauthorized
+    user = auth.acting(user, Headers(headers))
     kind = kinds.by_group_resource(asked.group, asked.resource)
     if not auth.may(user, "watch", kind, asked.namespace, name=asked.name):
         raise auth.refusal(user, "watch", asked)

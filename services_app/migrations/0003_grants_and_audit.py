@@ -69,7 +69,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-revision', 'id'],
-                'indexes': [models.Index(fields=['-revision', 'id'], name='audit_record_order'), models.Index(fields=['kind', 'namespace', 'name', 'revision'], name='audit_record_of_object'), models.Index(fields=['user', 'revision'], name='audit_record_of_user'), models.Index(fields=['request_id'], name='audit_record_of_request')],
+                'indexes': [models.Index(fields=['-revision', 'id'], name='audit_record_order'), models.Index(fields=['kind', 'namespace', 'name', 'revision'], name='audit_record_of_object'), models.Index(fields=['namespace', '-revision'], name='audit_record_in_namespace'), models.Index(fields=['user', '-revision'], name='audit_record_of_user'), models.Index(fields=['request_id'], name='audit_record_of_request')],
             },
         ),
         migrations.CreateModel(

@@ -1,6 +1,8 @@
 """What reaches into workloads is refused as Kubernetes would, with what to do instead; the real kubectl says it on."""
 
+import http.client
 import json
+import os
 import socket
 import subprocess
 import threading
@@ -189,3 +191,26 @@ def test_kubectl_evicts_a_pod(api: ApiClient, kubectl: Kubectl, namespace: str):
     assert "pod/web-1 evicted" in said(drained)
     assert json.loads(said(kubectl("get", "node", NODE, "-o", "json")))["spec"]["unschedulable"] is True
     api.request("DELETE", f"{CORE}/nodes/{NODE}")
+
+
+def test_kubectl_proxy_leads_to_the_api_and_no_further(stack: Stack, place: str):
+    environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    command = ["kubectl", f"--kubeconfig={stack.kubeconfig}", "proxy", "--port=0"]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**environment, "HOME": str(stack.data_dir)}
+    )
+    try:
+        port = int(running.stdout.readline().rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", f"{CORE}/namespaces/{place}/services/web")
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["metadata"]["name"]) == (200, "web")
+        for method in ("GET", "POST", "DELETE"):
+            connection.request(method, f"{CORE}/namespaces/{place}/services/web:http/proxy/a/b?c=d")
+            answer = connection.getresponse()
+            status = json.loads(answer.read())
+            assert (answer.status, status["reason"]) == (405, "MethodNotAllowed")
+            assert "leads to 192.0.2.7:9376" in status["message"]
+    finally:
+        running.terminate()
+        running.wait(20)

@@ -426,3 +426,13 @@ def test_a_watch_ends_when_its_user_may_no_longer_watch_and_is_not_begun_again(m
             await closing(authorize)
 
     run(scenario)
+
+
+def test_a_watch_is_judged_as_the_one_who_is_stood_in_for():
+    make_namespace()
+    root = get_user_model().objects.create_superuser("root")
+    get_user_model().objects.create_user("dev")
+    headers = {"authorization": f"Bearer {ApiToken.issue(root, 'watch')}"}
+    watch._authorize(headers, paths.read(SERVICES))
+    with pytest.raises(Forbidden, match='User "dev" cannot watch'):
+        watch._authorize({**headers, "impersonate-user": "dev"}, paths.read(SERVICES))
