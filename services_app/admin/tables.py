@@ -118,7 +118,7 @@ class Writes(ReadOnly):
         "user",
         "request_id",
     )
-    list_filter = ("verb", KindFilter)
+    list_filter = ("at", "verb", KindFilter)
     search_fields = ("=namespace", "name", "=user", "=request_id")
     search_help_text = "A part of the name, or a whole namespace, user or request id."
     ordering: ClassVar[tuple[str, ...]] = ("-revision",)

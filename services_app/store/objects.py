@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
-from services_app import models
+from services_app import audit, models
 from services_app.changes import encode
 from services_app.plan import kubelet
 from services_app.spec import ingress, kinds, managed_fields, objects
@@ -606,7 +606,18 @@ def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
             return False
         tx.delete(kinds.NAMESPACE, document, current.document)
         tx.finish()
+        _take_back_grants(name, actor)
     return True
+
+
+def _take_back_grants(namespace: str, actor: Actor) -> None:
+    """Grants go with their Namespace, as role bindings do: who makes one of that name anew starts without them."""
+    for grant in models.Grant.objects.select_related("user", "group").filter(namespace=namespace):
+        audit.record(
+            audit.DELETED, "grants", str(grant), namespace=namespace, user=actor.user, request_id=actor.request_id,
+            after={"role": grant.role, "subject": grant.subject, "namespace": namespace},
+        )  # fmt: skip
+        grant.delete()
 
 
 # Transactions

@@ -8,11 +8,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from services_app import audit, changes
+from services_app import audit, changes, models
 from services_app.models import AuditEntry, AuditRecord, Change
 from services_app.push import tasks
 from services_app.spec import kinds
-from services_app.store.objects import Actor, create, delete, update
+from services_app.store.objects import Actor, create, delete, finish_namespace, update
 
 ANA = Actor("ana", "request-1")
 EVA = Actor("eva", "request-2")
@@ -142,3 +142,14 @@ def test_a_request_is_known_by_the_id_it_brings(headers, expected):
 def test_a_request_without_an_id_gets_one():
     assert len(audit.request_id({})) == 36
     assert audit.request_id({}) != audit.request_id({"X-Request-Id": "\n"})
+
+
+def test_grants_go_with_their_namespace(committed_world):
+    for namespace in ("shop", "other"):
+        models.Grant.objects.create(role="view", everyone=True, namespace=namespace)
+    delete(kinds.NAMESPACE, "", "shop", actor=ANA)
+    if models.Namespace.objects.filter(name="shop").exists():
+        assert finish_namespace("shop", actor=ANA, at_most=100)
+    assert [grant.namespace for grant in models.Grant.objects.all()] == ["other"]
+    (record,) = AuditRecord.objects.filter(kind="grants")
+    assert (record.verb, record.namespace, record.user) == ("DELETED", "shop", "ana")
