@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -62,6 +63,12 @@ class Daemon:
             if time.monotonic() > deadline:
                 raise AgentError("DnsFailed", f"{self.name} ended right after its start: {self._last_words()}")
             time.sleep(0.01)
+
+    def reload(self) -> None:
+        """Have it read its set-up again, as servers do on SIGHUP; nothing when it does not run."""
+        if (number := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGHUP)
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """End it, kindly and then not; returns when it is gone."""

@@ -107,7 +107,13 @@ class Names:
         return self.zones is None or (self._knot.pid is not None and self._unbound.pid is not None)
 
     def start(self, zones: Zones, elements: Mapping[str, str]) -> None:
-        """Run both servers for these zones with exactly these records; what runs and is right stays."""
+        """Run both servers for these zones with exactly these records; what runs and is right stays.
+
+        When only the reverse zones differ they read their set-up again and go on answering all the while: a restarted
+        Knot knows no name until the last record is back, and would deny them.
+        """
+        had = self.zones
+        goes_on = had is not None and (had.domain, had.listen) == (zones.domain, zones.listen) and self.is_running
         self._make_directories()
         knot_changed = _write(self._knot_conf, self._knot_text(zones))
         unbound_changed = _write(self._unbound_conf, self._unbound_text(zones))
@@ -116,14 +122,26 @@ class Names:
             text = _zone_text(zone, is_domain=zone == zones.all[0])
             knot_changed = _write(self._directory / f"{zone}zone", text) or knot_changed
         self.zones = zones
-        if knot_changed:
+        if knot_changed and not (goes_on and self._is_reloaded()):
             self._knot.stop()
         self._knot.start()
         self._sync(elements)
-        if unbound_changed:
+        if unbound_changed and goes_on:
+            self._unbound.reload()
+        elif unbound_changed:
             self._unbound.stop()
         self._unbound.start()
-        _wait_for_answer(zones.listen, zones.all[0])
+        _wait_for_answer(zones.listen, zones.all[-1])
+
+    def _is_reloaded(self) -> bool:
+        """Whether Knot has taken its new set-up over."""
+        try:
+            with Control(self._control) as control:
+                control.ask("reload")
+        except AgentError as err:
+            logger.warning("knotd is started anew: %s reason=%s", err, err.reason)
+            return False
+        return True
 
     def commit(self, change: Change) -> None:
         """Apply a change of records: all of a zone's at once. Records that no zone holds are left out."""
