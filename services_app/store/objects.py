@@ -304,7 +304,10 @@ def _update_once(
         if dry_run:
             raise _DryRun(Stored(encode(document), current.revision))
         if document["metadata"].get("deletionTimestamp") and not _is_held(kind, document):
-            return _remove(tx, kind, document, current.document)
+            removed = _remove(tx, kind, document, current.document)
+            # The answer carries the version that was changed, as in Kubernetes; watchers get that of the removal.
+            document["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
+            return Stored(encode(document), removed.revision)
         text = tx.update(kind, document, current.document)
         revision = tx.log.revision
         if kind is kinds.SERVICE and not subresource:
