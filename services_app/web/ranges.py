@@ -11,8 +11,8 @@ from django_htmx.middleware import HtmxDetails
 
 from services_app import store
 from services_app.models import IPAddress, NodePortClaim, ServiceCIDR
-from services_app.spec import servicecidr
-from services_app.web.views import page
+from services_app.spec import kinds, servicecidr
+from services_app.web.views import forbidden, may, page
 
 SHOWN = 50
 
@@ -48,6 +48,8 @@ def _rows(name: str, document: servicecidr.Document) -> Iterator[RangeRow]:
 @page
 def ranges(request: HttpRequest) -> HttpResponse:
     """The ranges and their use; the first addresses that begin as was asked."""
+    if not may(request, "list", kinds.SERVICE_CIDR, ""):
+        return forbidden(request, "see ranges")
     wanted = request.GET.get("q", "").strip().lower()
     ports = settings.TIMONEL_NODE_PORT_RANGE
     context = {

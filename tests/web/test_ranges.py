@@ -1,6 +1,7 @@
 """The page of ranges: each with its state and use, and the addresses in use."""
 
 from services_app import store
+from services_app.models import Grant
 from services_app.spec import kinds
 from tests.web import sample
 from tests.web.test_pages import fragment, text_of
@@ -28,3 +29,12 @@ def test_ranges_show_their_state_and_use_and_the_addresses_are_found(page, db):
 
 def test_ranges_are_for_those_who_are_logged_in(client, db):
     assert client.get("/ui/ranges/").status_code == 302
+
+
+def test_ranges_are_for_those_who_may_read_what_is_in_no_namespace(client, django_user_model, db):
+    user = django_user_model.objects.create_user("dev")
+    client.force_login(user)
+    Grant.objects.create(user=user, role="admin", namespace="shop")
+    assert client.get("/ui/ranges/").status_code == 403
+    Grant.objects.create(user=user, role="view")
+    assert client.get("/ui/ranges/").status_code == 200
