@@ -18,8 +18,9 @@ from django.core.handlers.base import BaseHandler
 from django.db import connections
 from django.http import HttpResponse
 from django.urls import set_script_prefix
+from django.utils.cache import patch_vary_headers
 
-from services_app.api import paths, watch
+from services_app.api import compression, paths, watch
 from services_app.api.views import MAX_BODY_BYTES, error_response
 from services_app.spec import options
 from services_app.spec.errors import RequestTooLarge
@@ -85,7 +86,15 @@ class _Requests(BaseHandler):
         if body is None:
             return  # the client is gone
         response, content = await asyncio.get_running_loop().run_in_executor(self._threads, self._answer, scope, body)
-        headers = [(name.encode("ascii"), value.encode("latin1")) for name, value in response.items()]
+        response["Content-Length"] = str(len(content))  # or it would be sent in chunks, which HTTP/1.0 does not know
+        lines: list[str] = getattr(response, "warning_lines", [])
+        headers = [
+            (name.encode("ascii"), value.encode("latin1"))
+            for name, value in response.items()
+            if not (lines and name == "Warning")
+        ]
+        # Kubernetes sends a header for each warning, and not every client looks into one that holds several.
+        headers += [(b"Warning", line.encode()) for line in lines]
         headers += [(b"Set-Cookie", cookie.output(header="").strip().encode()) for cookie in response.cookies.values()]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": content})
@@ -99,10 +108,24 @@ class _Requests(BaseHandler):
         else:
             response = self.get_response(ASGIRequest(scope, BytesIO(body)))  # type: ignore[assignment]
         try:
-            return response, response.content
+            return response, _content(response, scope)
         finally:
             response.close()
             connections.close_all()  # back to the pool: this thread may rest for long
+
+
+def _content(response: HttpResponse, scope: dict[str, Any]) -> bytes:
+    """What is sent of a response, compressed where the client asks for it."""
+    content: bytes = response.content
+    if scope["method"] != "GET" or len(content) <= compression.THRESHOLD_BYTES:
+        return content
+    asked = b", ".join(value for name, value in scope["headers"] if name == b"accept-encoding")
+    packed = compression.compress(content, asked.decode("latin1"))
+    if packed is None:
+        return content
+    response["Content-Encoding"] = "gzip"
+    patch_vary_headers(response, ["Accept-Encoding"])
+    return packed
 
 
 async def _read(receive: Any) -> bytes | None:

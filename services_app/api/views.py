@@ -20,7 +20,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from services_app import audit, changes, store
-from services_app.api import auth, connecting, media, paths, reviews
+from services_app.api import auth, connecting, media, paths, reviews, warning_headers
 from services_app.api.paths import Target
 from services_app.spec import endpoints, kinds, managed_fields, objects, options, patches, pod, tables, wire
 from services_app.spec.errors import (
@@ -114,10 +114,10 @@ class ObjectView(ApiView):
         response: HttpResponse = super().dispatch(request, *args, **kwargs)  # type: ignore[assignment]
         response["Audit-Id"] = self.actor.request_id
         response["Cache-Control"] = "no-cache, private"
-        for text in self.warnings:
-            # Several headers of one name: Django keeps one a name, so they are joined as HTTP allows.
-            line = f'299 - "{text}"'
-            response["Warning"] = f"{response['Warning']}, {line}" if response.has_header("Warning") else line
+        if lines := warning_headers.spell(self.warnings):
+            # Django keeps one header a name: they are joined as HTTP allows, and sent one by one where that can be done.
+            response["Warning"] = ", ".join(lines)
+            response.warning_lines = lines  # type: ignore[attr-defined]
         return response
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
