@@ -20,7 +20,7 @@ from django.http import HttpResponse
 from django.urls import set_script_prefix
 from django.utils.cache import patch_vary_headers
 
-from services_app.api import compression, paths, watch
+from services_app.api import compression, paths, warning_headers, watch
 from services_app.api.views import MAX_BODY_BYTES, error_response
 from services_app.spec import options
 from services_app.spec.errors import RequestTooLarge
@@ -93,8 +93,7 @@ class _Requests(BaseHandler):
             for name, value in response.items()
             if not (lines and name == "Warning")
         ]
-        # Kubernetes sends a header for each warning, and not every client looks into one that holds several.
-        headers += [(b"Warning", line.encode()) for line in lines]
+        headers += [(b"Warning", line.encode()) for line in warning_headers.packed(lines)]
         headers += [(b"Set-Cookie", cookie.output(header="").strip().encode()) for cookie in response.cookies.values()]
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": content})

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 TOTAL = 4096  # characters of all warnings of one answer: beyond, each is cut
 ITEM = 256  # characters of one warning once they are cut
+HEADERS = 50  # in one answer: clients give up at a hundred headers of any name
 
 
 def spell(sentences: Iterable[str]) -> list[str]:
@@ -20,6 +21,13 @@ def spell(sentences: Iterable[str]) -> list[str]:
         written += len(text)
         lines.append(_line(text))
     return lines
+
+
+def packed(lines: list[str]) -> list[str]:
+    """The lines as they are sent: one a header, since not every client looks into one that holds several; what would be
+    too many for clients is joined in the last, as HTTP allows.
+    """
+    return lines if len(lines) <= HEADERS else [*lines[: HEADERS - 1], ", ".join(lines[HEADERS - 1 :])]
 
 
 def _is_control(character: str) -> bool:

@@ -200,6 +200,17 @@ def test_each_warning_has_a_header_of_its_own(stack: Stack, headers: dict[str, s
     assert found == ['299 - "unknown field \\"spec.first\\""', '299 - "unknown field \\"spec.zwölf\\""']
 
 
+def test_many_warnings_are_no_more_headers_than_clients_take(stack: Stack, headers: dict[str, str], space: str) -> None:
+    document = {**config_map("many"), **{f"x{number}": 1 for number in range(150)}}
+    with closing(connect(stack)) as connection:
+        sent = {**headers, "Content-Type": "application/json"}
+        connection.request("POST", f"{CORE}/namespaces/{space}/configmaps", json.dumps(document), sent)
+        response = connection.getresponse()
+        assert response.status == 201
+        text = ", ".join(response.headers.get_all("Warning"))
+    assert [f'\\"x{number}\\"' in text for number in (0, 99)] == [True, True]
+
+
 def test_many_warnings_are_cut() -> None:
     assert warning_headers.spell(["a", "a", 'b"\\', "c\n"]) == ['299 - "a"', '299 - "b\\"\\\\"']
     cut = warning_headers.spell([f"{number:04}{'x' * 400}" for number in range(100)])
