@@ -173,11 +173,11 @@ def updated(kind: Kind, old: Document, wanted: Document, prepared: Document, aut
 
 
 def is_same(old: Document, new: Document) -> bool:
-    """Whether two states differ in nothing, or in the times of entries alone."""
+    """Whether two states differ in nothing, or in the times of entries, and so their order, alone."""
     if old == new:
         return True
     ours, theirs = (document["metadata"].get("managedFields") or [] for document in (old, new))
-    if [entry | {"time": ""} for entry in ours] != [entry | {"time": ""} for entry in theirs]:
+    if _in_order(entry | {"time": ""} for entry in ours) != _in_order(entry | {"time": ""} for entry in theirs):
         return False
     return old == new | {"metadata": new["metadata"] | {"managedFields": ours}}
 

@@ -11,7 +11,9 @@ Document = dict[str, Any]
 _BODIES: dict[str, Document] = {
     "v1/Namespace": {},
     "v1/Service": {"spec": {"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": "http"}]}},
-    "v1/Endpoints": {"subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"name": "http", "port": 8080}]}]},
+    "v1/Endpoints": {
+        "subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}]}]
+    },
     "v1/Pod": {
         "spec": {
             "containers": [

@@ -347,6 +347,19 @@ def test_what_cannot_be_applied_is_refused(body, told):
         managed_fields.configuration(SERVICE, body)
 
 
+def test_a_later_time_alone_is_no_difference_even_where_it_changes_the_order():
+    """Two apply alike; the first comes again with a list whose defaults were filled in, so that it seems to change it."""
+    first = apply(None, config(ports=[{"port": 80}]), "one", now=T1)
+    both = apply(first, config(ports=[{"port": 80}]), "two", now=T2)
+    entries = [
+        {**entry, "time": T3} if entry["manager"] == "one" else entry for entry in both["metadata"]["managedFields"]
+    ]
+    again = both | {"metadata": both["metadata"] | {"managedFields": entries[::-1]}}
+    assert managed_fields.is_same(both, again)
+    entries[0]["fieldsV1"] = {"f:spec": {}}
+    assert not managed_fields.is_same(both, both | {"metadata": both["metadata"] | {"managedFields": entries}})
+
+
 # Laws
 
 LABELS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"))
