@@ -1,13 +1,15 @@
-"""Plays a recorded case against Timonel's API: in this process, or over HTTP where a stream is read."""
+"""Plays a recorded case against Timonel's API: in this process, or over HTTP against any server."""
 
 import http.client
 import json
 import re
+import ssl
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from django.test import Client
 
@@ -75,10 +77,15 @@ class InProcess:
 
 
 class OverHttp:
-    """Requests to a server that listens on a local port."""
+    """Requests to any server, a connection for each. url: its address; tls: how its certificate is judged, for https."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self.address, self.tls = urlsplit(url), tls
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.address.scheme == "https":
+            return http.client.HTTPSConnection(self.address.netloc, timeout=STREAM_S, context=self.tls)
+        return http.client.HTTPConnection(self.address.netloc, timeout=STREAM_S)
 
     def send(self, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
         return self.stream(method, path, headers, body, lambda: None)
@@ -86,7 +93,7 @@ class OverHttp:
     def stream(
         self, method: str, path: str, headers: dict[str, str], body: bytes | None, during: Callable[[], None]
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=STREAM_S)
+        connection = self._connection()
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
@@ -99,22 +106,44 @@ class OverHttp:
 
 
 class Player:
-    """background: one round of the work that happens outside requests."""
+    """background: one round of the work that happens outside requests, or the time to wait for it.
 
-    def __init__(self, transport: Transport, token: str, background: Callable[[], None]) -> None:
+    attempts: at what has to match eventually. cleans_up: the server is kept, and others come after.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        token: str,
+        background: Callable[[], None],
+        *,
+        attempts: int = ATTEMPTS,
+        cleans_up: bool = False,
+    ) -> None:
         self.transport, self.token, self.background = transport, token, background
+        self.attempts, self.cleans_up = attempts, cleans_up
 
     def play(self, case: dict[str, Any]) -> None:
         """Raise MismatchError, with a note saying at which step, where an answer differs."""
         bindings = Bindings(f"conf-{uuid.uuid4().hex[:8]}")
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": bindings.variables["ns"]}}
         self._send({"method": "POST", "path": "/api/v1/namespaces", "body": namespace}, bindings)
-        for number, step in enumerate(case["steps"], 1):
-            try:
-                self._step(step, bindings)
-            except Exception as err:
-                err.add_note(f"step {number}: {step['request']['method']} {step['request']['path']}")
-                raise
+        try:
+            for number, step in enumerate(case["steps"], 1):
+                try:
+                    self._step(step, bindings)
+                except Exception as err:
+                    err.add_note(f"step {number}: {step['request']['method']} {step['request']['path']}")
+                    raise
+        finally:
+            if self.cleans_up:
+                self._clean_up(case, bindings)
+
+    def _clean_up(self, case: dict[str, Any], bindings: Bindings) -> None:
+        place = "/api/v1/namespaces/{ns}"
+        paths = [*case.get("cleanup", ()), f"{place}/services", f"{place}/pods?gracePeriodSeconds=0", place]
+        for path in paths:
+            self._send({"method": "DELETE", "path": path}, bindings)
 
     def _step(self, step: Step, bindings: Bindings) -> None:
         if step.get("delay"):
@@ -134,12 +163,12 @@ class Player:
         self._check(step, bindings, self._send(step["request"], bindings))
 
     def _poll(self, step: Step, bindings: Bindings) -> None:
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self.attempts):
             trial = bindings.copy()
             try:
                 self._once(step, trial)
             except MismatchError:
-                if attempt == ATTEMPTS - 1:
+                if attempt == self.attempts - 1:
                     raise
                 self.background()
             else:

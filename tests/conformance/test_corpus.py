@@ -80,7 +80,7 @@ def streamed(request, cluster, server):
 
     def play(name: str) -> None:
         try:
-            Player(OverHttp(server), cluster.token, lambda: None).play(CASES[name])
+            Player(OverHttp(f"http://127.0.0.1:{server}"), cluster.token, lambda: None).play(CASES[name])
         finally:
             connections.close_all()
 
