@@ -3,7 +3,7 @@
 A Pod is a record of something that runs already. Of a PodSpec's many rules those are kept that concern its name, place,
 addresses, ports, probes and restarts; volumes, security and scheduling are stored as they were sent, typed.
 Source: k8s v1.36 pkg/apis/core/v1/{defaults,conversion}.go, pkg/registry/core/pod/strategy.go, pkg/apis/core/validation,
-ValidatePodCreate, ValidatePodUpdate and ValidatePodStatusUpdate; tolerations: plugin/pkg/admission/defaulttolerationseconds.
+ValidatePodCreate, ValidatePodUpdate and ValidatePodStatusUpdate; plugin/pkg/admission/{defaulttolerationseconds,priority}.
 """
 
 import re
@@ -164,6 +164,12 @@ def prepare_update(old: Document, new: Document, subresource: str) -> None:
     if subresource == "binding":  # made by `bound`
         return
     set_defaults(new)
+    # What admission gives a new Pod it gives again to one that comes without: a manifest can be sent a second time.
+    spec = new["spec"]
+    spec["tolerations"] = _with_default_tolerations(spec.get("tolerations") or [])
+    for key in ("priority", "preemptionPolicy"):
+        if spec.get(key) is None and old["spec"].get(key) is not None:
+            spec[key] = old["spec"][key]
     new["status"] = old["status"]
     if new["spec"] != old["spec"]:
         meta.raise_generation(new)
@@ -221,8 +227,8 @@ def validate_update(old: Document, new: Document, subresource: str, cluster: Clu
     if before is not None and deadline is not None and deadline > before:
         detail = "must be less than or equal to previous value"
         errors.append(invalid("spec.activeDeadlineSeconds", deadline, detail))
-    kept = [t for t in old["spec"].get("tolerations") or [] if t not in (new["spec"].get("tolerations") or [])]
-    if kept:
+    before_all, after_all = ([*map(_without_seconds, pod["spec"].get("tolerations") or ())] for pod in (old, new))
+    if any(toleration not in after_all for toleration in before_all):
         detail = "existing toleration can not be modified except its tolerationSeconds"
         errors.append(forbidden("spec.tolerations", detail))
     if _fixed(old["spec"]) != _fixed(new["spec"]):
@@ -237,6 +243,10 @@ def validate_update(old: Document, new: Document, subresource: str, cluster: Clu
         )
         return errors
     return errors + _validate_spec(new["spec"])
+
+
+def _without_seconds(toleration: Document) -> Document:
+    return {key: value for key, value in toleration.items() if key != "tolerationSeconds"}
 
 
 def _fixed(spec: Document) -> Document:
