@@ -607,9 +607,9 @@ def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
             return False
         if any(model_of(kind).objects.filter(namespace=name).exists() for kind in _CONTENT):
             return False
+        _take_back_grants(name, actor)
         tx.delete(kinds.NAMESPACE, document, current.document)
         tx.finish()
-        _take_back_grants(name, actor)
     return True
 
 

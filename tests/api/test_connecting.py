@@ -52,10 +52,10 @@ def place(stack: Stack) -> str:
     return namespace
 
 
-def fill(api: ApiClient, namespace: str) -> None:
+def fill(api: ApiClient, namespace: str, node: str = NODE) -> None:
     root = f"{CORE}/namespaces/{namespace}"
-    web = pod("web-1", {"app": "web"}, NODE, {"http": (9376, "TCP")})
-    two = pod("two", {}, NODE, {})
+    web = pod("web-1", {"app": "web"}, node, {"http": (9376, "TCP")})
+    two = pod("two", {}, node, {})
     two["spec"]["containers"].append({"name": "side", "image": "example.org/side"})
     idle = pod("idle", {}, "", {})
     for document in (web, two, idle):
@@ -175,7 +175,8 @@ def test_kubectl_tells_what_to_do(kubectl: Kubectl, place: str, arguments, told)
 def test_kubectl_evicts_a_pod(api: ApiClient, kubectl: Kubectl, namespace: str):
     """As `kubectl drain` does for each Pod of a node."""
     root = f"{CORE}/namespaces/{namespace}"
-    fill(api, namespace)
+    node = "to-be-drained"  # all of its Pods go, whatever their namespace
+    fill(api, namespace, node)
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "other"}}
     assert ask(api, "POST", f"{root}/pods/idle/eviction", eviction)[0] == 400
     eviction["metadata"]["name"] = "idle"
@@ -186,11 +187,11 @@ def test_kubectl_evicts_a_pod(api: ApiClient, kubectl: Kubectl, namespace: str):
     code, status = ask(api, "POST", f"{root}/pods/idle/eviction", eviction)
     assert (code, status["status"]) == (201, "Success")
     assert ask(api, "POST", f"{root}/pods/idle/eviction", eviction)[0] == 404
-    api.create(f"{CORE}/nodes", {"metadata": {"name": NODE}})
-    drained = kubectl("drain", NODE, "--force", "--grace-period=0", "--timeout=30s", "--pod-selector=app=web")
+    api.create(f"{CORE}/nodes", {"metadata": {"name": node}})
+    drained = kubectl("drain", node, "--force", "--grace-period=0", "--timeout=30s", "--pod-selector=app=web")
     assert "pod/web-1 evicted" in said(drained)
-    assert json.loads(said(kubectl("get", "node", NODE, "-o", "json")))["spec"]["unschedulable"] is True
-    api.request("DELETE", f"{CORE}/nodes/{NODE}")
+    assert json.loads(said(kubectl("get", "node", node, "-o", "json")))["spec"]["unschedulable"] is True
+    api.request("DELETE", f"{CORE}/nodes/{node}")
 
 
 def test_kubectl_proxy_leads_to_the_api_and_no_further(stack: Stack, place: str):
@@ -209,7 +210,7 @@ def test_kubectl_proxy_leads_to_the_api_and_no_further(stack: Stack, place: str)
             connection.request(method, f"{CORE}/namespaces/{place}/services/web:http/proxy/a/b?c=d")
             answer = connection.getresponse()
             status = json.loads(answer.read())
-            assert (answer.status, status["reason"]) == (405, "MethodNotAllowed")
+            assert (answer.status, status["reason"]) == (405, "MethodNotAllowed"), (method, status["message"])
             assert "leads to 192.0.2.7:9376" in status["message"]
     finally:
         running.terminate()

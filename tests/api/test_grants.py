@@ -18,7 +18,7 @@ from services_app.spec import kinds
 ACTOR = store.Actor("tester")
 READ = ("get", "list", "watch")
 WRITE = ("create", "update", "patch", "delete", "deletecollection")
-CLUSTER_WIDE = ("namespaces", "nodes", "ingressclasses")
+CLUSTER_WIDE = ("namespaces", "nodes", "ingressclasses", "ipaddresses", "servicecidrs")
 BY_HAND = ("endpoints", "endpointslices")
 # name -> (role, where); "" is everywhere
 USERS = {

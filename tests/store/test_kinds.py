@@ -57,7 +57,7 @@ def test_values_of_secrets_are_nowhere_in_clear(world):
 def test_a_secret_under_another_key_is_an_error_that_says_what_to_do(world, settings):
     create(kinds.SECRET, "db", stringData={"password": PASSWORD})
     settings.SECRET_KEY = "another key of at least thirty-two characters"
-    with pytest.raises(InternalError, match='cannot open secret "shop/db".*TIMONEL_SECRET_KEY'):
+    with pytest.raises(InternalError, match='cannot open secret "shop/db".*TIMONEL_OLD_SECRET_KEYS'):
         store.get(kinds.SECRET, "shop", "db")
 
 
