@@ -16,6 +16,9 @@ from schemathesis import Case, GenerationMode
 from services_app.lab.client import CORE, ApiClient
 from services_app.local.supervisor import Stack
 from services_app.spec import kinds
+from tests.clients.samples import sample
+
+Document = dict[str, Any]
 
 NAMES = ["a", "b", "c", "10.96.200.9"]
 SPACE = "grown"
@@ -117,14 +120,28 @@ class Grower:
                 case.path_parameters[parameter] = value
         if data.draw(st.integers(0, 2)) == 0:
             case.query = data.draw(st.sampled_from(QUERIES)) | {"timeoutSeconds": "1"}
-        if isinstance(case.body, dict) and data.draw(st.integers(0, 9)):
-            gvk = case.operation.definition.raw.get("x-kubernetes-group-version-kind") or {}
-            kind = next((k for k in kinds.KINDS if (k.group, k.kind) == (gvk.get("group"), gvk.get("kind"))), None)
-            if kind is not None:
-                case.body |= {"apiVersion": kind.api_version, "kind": kind.kind}
-            metadata = case.body.get("metadata")
-            kept = metadata if isinstance(metadata, dict) and data.draw(st.booleans()) else {}
-            case.body["metadata"] = {**kept, "name": name, "namespace": "", "resourceVersion": ""}
+        if not isinstance(case.body, dict) or not data.draw(st.integers(0, 9)):
+            return
+        marks = case.operation.definition.raw.get("x-kubernetes-group-version-kind") or {}
+        kind = next((k for k in kinds.KINDS if (k.group, k.kind) == (marks.get("group"), marks.get("kind"))), None)
+        if kind in kinds.STORED and data.draw(st.booleans()):
+            case.body = self.graft(sample(kind, name, SPACE), case.body, data)
+        elif kind is not None:
+            case.body |= {"apiVersion": kind.api_version, "kind": kind.kind}
+        metadata = case.body.get("metadata")
+        kept = metadata if isinstance(metadata, dict) and data.draw(st.booleans()) else {}
+        case.body["metadata"] = {**kept, "name": name, "namespace": "", "resourceVersion": ""}
+
+    def graft(self, valid: Document, grown: Document, data: st.DataObject) -> Document:
+        """A valid object with one grown field in it, which may be anywhere in its first two levels."""
+        fields = sorted(key for key in grown if key not in ("apiVersion", "kind"))
+        if not fields:
+            return valid
+        key = data.draw(st.sampled_from(fields))
+        if isinstance(grown[key], dict) and isinstance(valid.get(key), dict) and grown[key]:
+            inner = data.draw(st.sampled_from(sorted(grown[key])))
+            return {**valid, key: {**valid[key], inner: grown[key][inner]}}
+        return {**valid, key: grown[key]}
 
 
 def grow(url: str, token: str, authority: str, count: int, seed: int, version: int = 3) -> Tally:
