@@ -27,6 +27,7 @@ CHANNEL = "timonel:changes"
 BASE_OWNER = "*"  # a change of what every node holds besides Services
 KEPT_FOR = timedelta(hours=1)
 WAKE_PAUSE_S = 0.03  # between two wakes of the pushers by one process: the first change goes at once, a burst together
+LONGEST_PAUSE_S = 0.24  # when changes come without end: each round of pushes takes time from the writers
 
 # Called after every commit that touched what nodes hold; set once by the layer that pushes.
 wake_pushers: list[Callable[[], None]] = []
@@ -109,6 +110,29 @@ class Writer:
         ]
 
 
+class Pace:
+    """When something may be done again: soon, as long as it is wanted now and then; less often the more it is wanted."""
+
+    def __init__(
+        self,
+        shortest_s: float = WAKE_PAUSE_S,
+        longest_s: float = LONGEST_PAUSE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shortest_s, self._longest_s, self._clock = shortest_s, longest_s, clock
+        self._pause_s = shortest_s
+        self._free_at = 0.0
+
+    def wait_s(self) -> float:
+        """The seconds until it may be done; 0 for now."""
+        return max(self._free_at - self._clock(), 0.0)
+
+    def note(self, *, had_to_wait: bool) -> None:
+        """It is done now. had_to_wait: it was wanted already in the pause before; then the next one is twice as long."""
+        self._pause_s = min(2 * self._pause_s, self._longest_s) if had_to_wait else self._shortest_s
+        self._free_at = self._clock() + self._pause_s
+
+
 class _Announcer:
     """Tells of commits from a thread of its own: the client's answer does not wait for it, and a burst is told once."""
 
@@ -117,12 +141,15 @@ class _Announcer:
         self._thread: threading.Thread | None = None
         self._head = 0
         self._for_nodes = False
-        self._wake_after = 0.0
+        self._had_to_wait = False
+        self._pace = Pace()
 
     def tell(self, head: int, *, for_nodes: bool) -> None:
         with self._condition:
             self._head = max(self._head, head)
-            self._for_nodes = self._for_nodes or for_nodes
+            if for_nodes:
+                self._for_nodes = True
+                self._had_to_wait = self._had_to_wait or self._pace.wait_s() > 0
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="announcing", daemon=True)
                 self._thread.start()
@@ -132,13 +159,12 @@ class _Announcer:
         while True:
             with self._condition:
                 while not self._head and not self._wakes_now():
-                    pause = self._wake_after - time.monotonic() if self._for_nodes else None
-                    self._condition.wait(pause)
+                    self._condition.wait(self._pace.wait_s() if self._for_nodes else None)
                 head, self._head = self._head, 0
                 wakes = self._wakes_now()
                 if wakes:
-                    self._for_nodes = False
-                    self._wake_after = time.monotonic() + WAKE_PAUSE_S
+                    self._pace.note(had_to_wait=self._had_to_wait)
+                    self._for_nodes = self._had_to_wait = False
             if head:
                 _publish(head)
             if wakes:
@@ -146,7 +172,7 @@ class _Announcer:
                     wake()
 
     def _wakes_now(self) -> bool:
-        return self._for_nodes and time.monotonic() >= self._wake_after
+        return self._for_nodes and not self._pace.wait_s()
 
 
 _announcer = _Announcer()

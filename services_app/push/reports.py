@@ -13,6 +13,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from services_app import store
+from services_app.changes import Pace
 from services_app.models import NodeSync
 from services_app.push import wake
 from services_app.push.errors import HostKeyChanged, NodeError
@@ -35,6 +36,7 @@ class _Settling:
         self._wanted = threading.Event()
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._pace = Pace()
 
     def request(self) -> None:
         """Look soon whether Services became programmed. The sweep looks too: nothing is lost with this process."""
@@ -48,7 +50,10 @@ class _Settling:
         while True:
             self._wanted.wait()
             time.sleep(SETTLE_S)
+            if pause_s := self._pace.wait_s():
+                time.sleep(pause_s)
             self._wanted.clear()
+            self._pace.note(had_to_wait=pause_s > 0)
             try:
                 store.settle_programmed(actor=ACTOR)
             except Exception as err:  # the database may be away; the sweep comes again

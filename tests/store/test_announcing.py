@@ -56,6 +56,34 @@ def test_the_newest_head_of_a_burst_is_told_and_the_burst_not_one_by_one(told, w
     assert all(later - earlier >= changes.WAKE_PAUSE_S * 0.9 for earlier, later in pairwise(wakes))
 
 
+def test_pauses_grow_while_it_is_wanted_in_each_and_start_over_after_a_quiet_one():
+    now = 1000.0
+    pace = changes.Pace(0.03, 0.24, clock=lambda: now)
+    assert pace.wait_s() == 0
+    pauses = []
+    for had_to_wait in (False, True, True, True, True, True, False, True):
+        now += pace.wait_s()
+        pace.note(had_to_wait=had_to_wait)
+        pauses.append(round(pace.wait_s(), 6))
+    assert pauses == [0.03, 0.06, 0.12, 0.24, 0.24, 0.24, 0.03, 0.06]
+
+
+def test_changes_without_end_wake_less_often_and_one_after_them_at_once(wakes):
+    head, begin = 10**12 + 2000, time.monotonic()
+    while len(wakes) < 5:
+        head += 1
+        changes.announce(head, for_nodes=True)
+        time.sleep(0.002)
+    assert wakes[-1] - begin >= (changes.WAKE_PAUSE_S * (1 + 2 + 4) + changes.LONGEST_PAUSE_S) * 0.9
+    quiet = threading.Event()
+    quiet.wait(changes.LONGEST_PAUSE_S * 2)  # the last of them has been told, and its pause is over
+    before = len(wakes)
+    changes.announce(head + 1, for_nodes=True)
+    wait_until(lambda: len(wakes) > before)
+    changes.announce(head + 2, for_nodes=True)
+    wait_until(lambda: len(wakes) == before + 2)
+
+
 def test_a_wake_follows_the_last_change(told, wakes):
     """A change right after a wake has one of its own, once the pause is over."""
     changes.announce(10**12 + 1000, for_nodes=True)
