@@ -5,6 +5,7 @@ from django.urls import path, re_path
 from services_app.api import about, views
 
 urlpatterns = [
+    re_path(r"^(?:api/v1|apis/[^/]+/[^/]+)/.+$", views.ObjectView.as_view()),
     path("version", about.version),
     path("version/", about.version),
     path("healthz", about.health),
