@@ -8,7 +8,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,36 +34,71 @@ LONGEST_PAUSE_S = 0.24  # when changes come without end: each round of pushes ta
 wake_pushers: list[Callable[[], None]] = []
 
 
-_COLUMNS = (
-    "revision", "kind", "namespace", "name", "verb", "document", "previous", "owner", "user", "request_id", "at",
-)  # fmt: skip
-_TAKE_COUNTER = "SELECT revision, ranges_revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE"
-_INSERT = "INSERT INTO services_app_change (" + ", ".join(f'"{name}"' for name in _COLUMNS) + ")"
+# Rows as arrays: the statement is the same for any number of them, and so prepared.
+_INSERT = (
+    'INSERT INTO services_app_change (revision, kind, namespace, name, verb, document, previous, owner, "user", request_id, at)'
+    " SELECT row.*, %s, %s, %s FROM unnest(%s::bigint[], %b::text[], %b::text[], %b::text[], %b::text[], %b::text[],"
+    " %b::text[], %b::text[]) AS row"  # %b: in binary, where texts need no escaping
+)
+# revision, kind, namespace, name, verb, document, previous, owner
+Row = tuple[int, str, str, str, str, str, str | None, str | None]
 
 
 class LogCut(LookupError):
     """The log no longer reaches back to a revision: changes after it are gone."""
 
 
-class Writer:
-    """One transaction's writes to the log. Create it inside `transaction.atomic`, after claims, before reading."""
+Statement = tuple[str, tuple[Any, ...]]
+Rows = list[tuple[Any, ...]]
 
-    def __init__(self, *, user: str, request_id: str, now: datetime) -> None:
+# Waits for the writer before us; nobody else can commit a change until we do.
+_TAKE_COUNTER: Statement = (
+    "SELECT revision, ranges_revision FROM services_app_controlplane WHERE id = 1 FOR UPDATE",
+    (),
+)
+_MAKE_COUNTER: Statement = (
+    "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision, compacted_for_nodes)"
+    " VALUES (1, gen_random_uuid(), 0, 0, 0) ON CONFLICT DO NOTHING RETURNING 0",
+    (),
+)
+
+
+def together(questions: Sequence[Statement], before: Sequence[Statement] = (), *, commits: bool = False) -> list[Rows]:
+    """Send statements in one round trip; the rows of each question.
+
+    before: statements without an answer, which go first. commits: the transaction ends with them, and nothing may
+    follow in its block. JSON columns come as text (Django turns psycopg's own loader off).
+    """
+    connection.ensure_connection()
+    with connection.wrap_database_errors, ExitStack() as stack:
+        cursors = [stack.enter_context(connection.cursor()) for _ in questions]
+        with connection.connection.pipeline():
+            if before:
+                silent = stack.enter_context(connection.cursor())
+                for sql, values in before:
+                    silent.execute(sql, values)
+            for cursor, (sql, values) in zip(cursors, questions, strict=True):
+                cursor.execute(sql, values)
+            if commits:
+                # Django commits at the end of its block as ever, and finds it done.
+                connection.connection.execute("COMMIT", prepare=False)
+        return [cursor.fetchall() for cursor in cursors]
+
+
+class Writer:
+    """One transaction's writes to the log. Create it inside `transaction.atomic`, after claims, before reading.
+
+    asked: what to read in the same round trip, under the counter row; `answers` has the rows of each.
+    """
+
+    def __init__(self, *, user: str, request_id: str, now: datetime, asked: Sequence[Statement] = ()) -> None:
         self.user, self.request_id, self.now = user, request_id, now
-        self.rows: list[Change] = []
-        with connection.cursor() as cursor:
-            # Waits for the writer before us; nobody else can commit a change until we do.
-            cursor.execute(_TAKE_COUNTER)
-            found = cursor.fetchone()
-            if found is None:
-                cursor.execute(
-                    "INSERT INTO services_app_controlplane (id, uid, revision, compacted_revision, compacted_for_nodes)"
-                    " VALUES (1, gen_random_uuid(), 0, 0, 0) ON CONFLICT DO NOTHING"
-                )
-                cursor.execute(_TAKE_COUNTER)
-                found = cursor.fetchone()
-        self.revision: int = found[0]
-        self.ranges_revision: int = found[1]  # of the last change of a ServiceCIDR, before this transaction
+        self.rows: list[Row] = []
+        found, *self.answers = together((_TAKE_COUNTER, *asked))
+        if not found:
+            _, found, *self.answers = together((_MAKE_COUNTER, _TAKE_COUNTER, *asked))
+        self.revision: int = found[0][0]
+        self.ranges_revision: int = found[0][1]  # of the last change of a ServiceCIDR, before this transaction
 
     def next_revision(self) -> int:
         self.revision += 1
@@ -80,32 +116,17 @@ class Writer:
     ) -> None:
         """Note one write; the document's resourceVersion must come from `next_revision`."""
         metadata = document["metadata"]
-        self.rows.append(
-            Change(
-                revision=int(metadata["resourceVersion"]),
-                kind=kind,
-                namespace=metadata.get("namespace", ""),
-                name=metadata["name"],
-                verb=verb,
-                document=text,
-                previous=previous,
-                owner=owner,
-                user=self.user,
-                request_id=self.request_id,
-                at=self.now,
-            )
-        )
+        place = metadata.get("namespace", ""), metadata["name"]
+        self.rows.append((int(metadata["resourceVersion"]), kind, *place, verb, text, previous, owner))
 
-    def finish(self) -> list[tuple[str, tuple[Any, ...]]]:
+    def finish(self) -> list[Statement]:
         """The statements that store the log rows and the counter; readers hear of them after the commit."""
         if not self.rows:
             return []
-        marks = ", ".join(["(" + ", ".join(["%s"] * len(_COLUMNS)) + ")"] * len(self.rows))
-        values = tuple(getattr(row, name) for row in self.rows for name in _COLUMNS)
-        head, for_nodes = self.revision, any(row.owner for row in self.rows)
+        head, for_nodes = self.revision, any(row[-1] for row in self.rows)
         transaction.on_commit(lambda: announce(head, for_nodes=for_nodes))
         return [
-            (f"{_INSERT} VALUES {marks}", values),
+            (_INSERT, (self.user, self.request_id, self.now, *map(list, zip(*self.rows, strict=True)))),
             ("UPDATE services_app_controlplane SET revision = %s WHERE id = 1", (self.revision,)),
         ]
 

@@ -5,7 +5,6 @@ Neither gives out addresses, ports or revisions: the store does.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -190,6 +189,13 @@ STRATEGIES: dict[Kind, Strategy] = {
 }
 
 
+def copied(value: Any) -> Any:
+    """A copy of a JSON value that shares nothing with it; much quicker than `deepcopy`, which looks for cycles."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list) else value
+
+
 def prepare_create(
     kind: Kind,
     document: Document,
@@ -205,7 +211,7 @@ def prepare_create(
     Accepts documents that never went through `decode`, too. name_suffix: what a generateName is completed with.
     Raises BadRequest for fields of a wrong type.
     """
-    prepared, _ = shaped(kind, deepcopy(document))
+    prepared, _ = shaped(kind, copied(document))
     meta.prepare_create(kind, prepared, namespace=namespace, now=now, uid=uid, name_suffix=name_suffix)
     STRATEGIES[kind].prepare_create(prepared, cluster)
     return prepared
@@ -224,8 +230,8 @@ def prepare_update(
     cluster None: the families of the old object are taken for those configured, so a Service is not upgraded to two
     by its policy alone. Raises BadRequest for fields of a wrong type.
     """
-    prepared, _ = shaped(kind, deepcopy(new))
-    before = deepcopy(old)
+    prepared, _ = shaped(kind, copied(new))
+    before = copied(old)
     meta.prepare_update(kind, before, prepared)
     STRATEGIES[kind].prepare_update(before, prepared, subresource, cluster or _assumed(old))
     return prepared

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -18,7 +17,7 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from services_app import audit, models
-from services_app.changes import encode
+from services_app.changes import Rows, encode
 from services_app.plan import kubelet
 from services_app.spec import ingress, kinds, managed_fields, objects
 from services_app.spec.errors import (
@@ -107,7 +106,7 @@ def create(
         now = timezone.now()
         prepared = objects.prepare_create(
             kind,
-            deepcopy(document),
+            document,
             namespace=namespace,
             now=now,
             uid=str(uuid4()),
@@ -161,17 +160,25 @@ def _own(document: Document, entries: list[Document] | None) -> None:
 def _create_once(
     kind: Kind, prepared: Document, cluster: ClusterSettings, actor: Actor, now: datetime, dry_run: bool
 ) -> Stored:
-    document = deepcopy(prepared)
+    document = objects.copied(prepared)
     metadata = document["metadata"]
+    if "\0" in metadata.get("namespace", ""):  # PostgreSQL refuses to look for it
+        raise NotFound(kinds.NAMESPACE, metadata["namespace"])
     with transaction.atomic():
         if kind is kinds.SERVICE and not dry_run:
             claims.claim(UUID(metadata["uid"]), None, document, cluster)
         elif kind is kinds.IP_ADDRESS and not dry_run and not claims.claim_by_hand(metadata["name"], cluster):
             raise AlreadyExists(kind, metadata["name"])
-        tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
+        tx = Transaction(
+            user=actor.user,
+            request_id=actor.request_id,
+            now=now,
+            asked=[(_NAMESPACE_SQL, ("", metadata["namespace"]))] if kind.namespaced else [],
+            deriving=document if kind is kinds.SERVICE else None,
+        )
         _check_ranges(tx, cluster)
         if kind.namespaced:
-            _require_namespace(kind, metadata["namespace"], metadata["name"])
+            _require_namespace(kind, metadata, tx.answers[0])
         if kind is kinds.POD:
             document = _as_kubelet(document, now)
         text = tx.insert(kind, document)
@@ -193,13 +200,19 @@ def _check_ranges(tx: Transaction, cluster: ClusterSettings) -> None:
         raise _LostRace
 
 
-def _require_namespace(kind: Kind, namespace: str, name: str) -> None:
-    text = get(kinds.NAMESPACE, "", namespace).document
+_NAMESPACE_SQL = "SELECT document FROM services_app_namespace WHERE namespace = %s AND name = %s"
+
+
+def _require_namespace(kind: Kind, metadata: Document, found: Rows) -> None:
+    """metadata: of what is to be made. found: what `_NAMESPACE_SQL` gave."""
+    namespace = metadata["namespace"]
+    if not found:
+        raise NotFound(kinds.NAMESPACE, namespace)
+    text = found[0][0]
     # The word is looked for before the text is parsed: this runs under the counter row.
     if "Terminating" in text and json.loads(text)["status"].get("phase") == "Terminating":
-        raise Forbidden(
-            kind, name, f"unable to create new content in namespace {namespace} because it is being terminated"
-        )
+        message = f"unable to create new content in namespace {namespace} because it is being terminated"
+        raise Forbidden(kind, metadata["name"], message)
 
 
 def _as_kubelet(pod: Document, now: datetime) -> Document:
@@ -238,7 +251,7 @@ def update(
         cluster = ranges.known()
         current = get(kind, namespace, name)
         old = json.loads(current.document)
-        wanted = change(deepcopy(old))
+        wanted = change(objects.copied(old))
         _check_version(kind, name, old, wanted)
         prepared = objects.prepare_update(kind, old, wanted, subresource=subresource, cluster=cluster)
         errors = objects.validate_update(kind, old, prepared, subresource=subresource, cluster=cluster)
@@ -287,7 +300,7 @@ def _update_once(
     dry_run: bool,
     subresource: str,
 ) -> Stored:
-    document = deepcopy(prepared)
+    document = objects.copied(prepared)
     uid = UUID(old["metadata"]["uid"])
     now = timezone.now()
     with transaction.atomic():

@@ -6,7 +6,7 @@ the counter sees everything committed before, so nothing that endpoints depend o
 
 import json
 import random
-from contextlib import ExitStack
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -17,7 +17,7 @@ from django.db import IntegrityError, connection
 from psycopg.types.json import Jsonb
 
 from services_app import models
-from services_app.changes import BASE_OWNER, Writer, encode
+from services_app.changes import BASE_OWNER, Rows, Statement, Writer, encode, together
 from services_app.plan import endpoints, mirroring
 from services_app.plan.routing import groups_wanted
 from services_app.spec import kinds, kube_proxy
@@ -75,20 +75,48 @@ def _new_name(prefix: str) -> str:
     return prefix + name_suffix()
 
 
-Statement = tuple[str, tuple[Any, ...]]
-Rows = list[tuple[Any, ...]]
+def derivation_questions(service: Document) -> list[Statement]:
+    """What the derivation of a Service reads: its slices, its Endpoints, its Pods if it selects any."""
+    return _questions(service["metadata"]["namespace"], service["metadata"]["name"], service)
+
+
+def _questions(namespace: str, name: str, service: Document | None) -> list[Statement]:
+    selector = service["spec"].get("selector") if service is not None and endpoints.has_endpoints(service) else None
+    return [
+        (_SLICES_SQL, (namespace, name, [*DERIVED_BY])),
+        (_ENDPOINTS_SQL, (namespace, name)),
+        *([(_PODS_SQL, (namespace, Jsonb(selector)))] if selector else []),
+    ]
 
 
 class Transaction:
-    """The writes of one request. Use inside `transaction.atomic`; call `finish` last.
+    """The writes of one request. Use inside `transaction.atomic`; call `finish` last: it commits.
 
     Writes wait until something is read here, or for `finish`: they go to the database together, in one round trip, as
     the counter row is held all the while. A violation of uniqueness shows then.
     """
 
-    def __init__(self, *, user: str, request_id: str, now: datetime) -> None:
+    def __init__(
+        self,
+        *,
+        user: str,
+        request_id: str,
+        now: datetime,
+        asked: Sequence[Statement] = (),
+        deriving: Document | None = None,
+    ) -> None:
+        """asked: what to read in the round trip that takes the counter row, rows in `answers`. deriving: a Service that
+        is about to be written, so that what its endpoints depend on is read along with it.
+        """
         self.now = now
-        self.log = Writer(user=user, request_id=request_id, now=now)
+        questions = derivation_questions(deriving) if deriving is not None else []
+        self.log = Writer(user=user, request_id=request_id, now=now, asked=[*asked, *questions])
+        self.answers: list[Rows] = self.log.answers[: len(asked)]
+        # Service -> what its derivation reads, as long as nothing of it was written here
+        self._read: dict[tuple[str, str], list[Rows]] = {}
+        if deriving is not None:
+            metadata = deriving["metadata"]
+            self._read[metadata["namespace"], metadata["name"]] = self.log.answers[len(asked) :]
         # Services to derive again, in order of appearance -> their document when it is at hand
         self.affected: dict[tuple[str, str], Document | None] = {}
         self.touched: set[tuple[str, str]] = set()  # Services whose rendering changed without a write of their own
@@ -118,22 +146,23 @@ class Transaction:
         )
         self._write(_insert_sql(kind, tuple(columns)), *values, *map(_value, columns.values()))
         self._inserted[model_of(kind)._meta.db_table] = kind, metadata["name"]
-        self._note(kind, document, text, "ADDED", None)
+        self._note(kind, document, text, "ADDED", None, None)
         return text
 
     def update(self, kind: Kind, document: Document, previous: str) -> str:
         """Store an object's new state and return its text. previous: its text before."""
+        before = json.loads(previous)
         metadata = document["metadata"]
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
         columns = columns_of(kind, document)
-        if kind is kinds.SERVICE and owner_of(kind, document, json.loads(previous)):
+        if kind is kinds.SERVICE and owner_of(kind, document, before):
             columns["changed_revision"] = self.log.revision
         labels = Jsonb(metadata.get("labels") or {})
         sql = _update_sql(kind, tuple(columns))
         stored = forms.stored_text(kind, document, text)
         self._write(sql, self.log.revision, labels, stored, *map(_value, columns.values()), UUID(metadata["uid"]))
-        self._note(kind, document, text, "MODIFIED", previous)
+        self._note(kind, document, text, "MODIFIED", previous, before)
         return text
 
     def delete(self, kind: Kind, document: Document, previous: str) -> str:
@@ -142,7 +171,7 @@ class Transaction:
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
         self._write(f"DELETE FROM {model_of(kind)._meta.db_table} WHERE uid = %s", UUID(metadata["uid"]))
-        self._note(kind, document, text, "DELETED", previous)
+        self._note(kind, document, text, "DELETED", previous, json.loads(previous))
         return text
 
     def finish(self) -> None:
@@ -160,9 +189,9 @@ class Transaction:
                 namespace,
                 name,
             )
-        for sql, values in self.log.finish():
-            self._write(sql, *values)
-        self.send()
+        self._waiting = _combined(self._waiting, self.log.finish())
+        # The commit travels with the last writes. In a block inside another one it is not ours to give.
+        self.send(commits=bool(self._waiting) and not connection.savepoint_ids)
 
     # The database
 
@@ -173,29 +202,26 @@ class Transaction:
         """The rows of a query; JSON columns come as text (Django turns psycopg's own loader off)."""
         return self.send((sql, values))[0]
 
-    def send(self, *questions: Statement) -> list[Rows]:
-        """Send what waits and then questions, all in one round trip; the rows of each question."""
+    def send(self, *questions: Statement, commits: bool = False) -> list[Rows]:
+        """Send what waits and then questions, all in one round trip; the rows of each question.
+
+        commits: the transaction is over with it.
+        """
         waiting, self._waiting = self._waiting, []
         if not waiting and not questions:
             return []
         try:
-            with ExitStack() as stack:
-                stack.enter_context(connection.wrap_database_errors)
-                stack.enter_context(connection.connection.pipeline())
-                for sql, values in waiting:
-                    stack.enter_context(connection.cursor()).execute(sql, values)
-                cursors = [stack.enter_context(connection.cursor()) for _ in questions]
-                for cursor, (sql, values) in zip(cursors, questions, strict=True):
-                    cursor.execute(sql, values)
-                return [cursor.fetchall() for cursor in cursors]
+            return together(questions, waiting, commits=commits)
         except IntegrityError as err:
             diagnosis = getattr(err.__cause__, "diag", None)
             if diagnosis is not None and "name_is_unique" in (diagnosis.constraint_name or ""):
                 raise AlreadyExists(*self._inserted[diagnosis.table_name]) from err
             raise
 
-    def _note(self, kind: Kind, document: Document, text: str, verb: str, previous: str | None) -> None:
-        before = json.loads(previous) if previous is not None else None
+    def _note(
+        self, kind: Kind, document: Document, text: str, verb: str, previous: str | None, before: Document | None
+    ) -> None:
+        """before: the document of `previous`."""
         owner = owner_of(kind, document if verb != "DELETED" else None, before)
         stored = forms.stored_text(kind, document, text)
         had = forms.stored_text(kind, before, previous) if before is not None and previous is not None else None
@@ -214,12 +240,14 @@ class Transaction:
                 self.affected[after["metadata"]["namespace"], after["metadata"]["name"]] = after
                 self._sync_groups(after, is_new=verb == "ADDED")
         elif kind is kinds.POD:
+            self._read.clear()
             self._pod_changed(before, after)
         elif kind is kinds.NODE:
             self._node_changed(before, after)
         elif kind is kinds.SERVICE and before is not None and not before["spec"].get("selector"):
             self.affected[before["metadata"]["namespace"], before["metadata"]["name"]] = None  # its mirror goes
         elif kind in (kinds.ENDPOINTS, kinds.ENDPOINT_SLICE):
+            self._read.clear()
             for known in (before, after):
                 if known is not None:
                     self._derived_changed(kind, known)
@@ -278,11 +306,8 @@ class Transaction:
             service = json.loads(found[0][0]) if found else None
         if service is not None and service["metadata"].get("deletionTimestamp"):
             return
-        selector = service["spec"]["selector"] if service is not None and endpoints.has_endpoints(service) else None
-        slice_rows, endpoints_rows, *pod_rows = self.send(
-            (_SLICES_SQL, (namespace, name, [*DERIVED_BY])),
-            (_ENDPOINTS_SQL, (namespace, name)),
-            *([(_PODS_SQL, (namespace, Jsonb(selector)))] if selector else []),
+        slice_rows, endpoints_rows, *pod_rows = self._read.pop((namespace, name), None) or self.send(
+            *_questions(namespace, name, service)
         )
         slices: dict[str, dict[str, tuple[Document, str]]] = {controller: {} for controller in DERIVED_BY}
         for managed_by, text in slice_rows:
@@ -384,6 +409,23 @@ class Transaction:
                 " SELECT %s, * FROM unnest(%s::text[], %s::text[])"
             )
             self._write(sql, uid, *_columns(new))
+
+
+def _combined(writes: list[Statement], log: list[Statement]) -> list[Statement]:
+    """The same writes, inserts at their end and the log in one statement: each of its own costs as much again.
+
+    The parts of such a statement do not see each other's rows, so only what touches rows of its own may join: inserts,
+    and the counter.
+    """
+    if not log:
+        return writes
+    joined = [*log]
+    while writes and writes[-1][0].startswith("INSERT "):
+        joined.insert(0, writes[-1])
+        writes = writes[:-1]
+    *parts, (last, _) = joined
+    common = ", ".join(f"write{number} AS ({sql})" for number, (sql, _) in enumerate(parts))
+    return [*writes, (f"WITH {common} {last}", tuple(value for _, values in joined for value in values))]
 
 
 def _columns(rows: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
