@@ -1,6 +1,6 @@
 """`timonel bench`: the figures of docs/benchmarks.md, each taken on the running system through its public faces.
 
-An area is a function from a running cluster to figures; AREAS is all there is to add one.
+An area measures a running cluster; AREAS is all there is to add one.
 """
 
 import json
@@ -9,15 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services_app.lab import throughput
+from services_app.lab import pages, throughput
 from services_app.lab.cluster import Cluster
-from services_app.lab.convergence import Convergence, fill, three_rounds
+from services_app.lab.convergence import Convergence, fill, percentile, three_rounds
+from services_app.lab.watchers import fan_out_ms
 
 Say = Callable[[str], None]
 
 CHANGES = 200
 SIZES = (10, 1000)
 PRESENT = 10_000
+WATCHERS, WATCHED_CHANGES = 1000, 50
+SIMULATED_NODES, LOADS = 500, 100
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,58 @@ def api(cluster: Cluster, say: Say) -> list[Figure]:
     ]
 
 
-AREAS: dict[str, Callable[[Cluster, Say], list[Figure]]] = {"convergence": convergence, "api": api}
+def watch(cluster: Cluster, say: Say) -> list[Figure]:
+    """1,000 watches over four web processes: from a write's answer until the last watch has heard of it."""
+    rounds = []
+    fan_out_ms(cluster.api, "watched", watchers=WATCHERS, changes=10)
+    for number in range(3):
+        times = fan_out_ms(cluster.api, f"watched-{number}", watchers=WATCHERS, changes=WATCHED_CHANGES)
+        rounds.append((percentile(times, 99), percentile(times, 50)))
+        say(f"round {number + 1}: p50 {rounds[-1][1]:.0f} ms, p99 {rounds[-1][0]:.0f} ms")
+    p99, p50 = sorted(rounds)[1]
+    return [
+        Figure("watch.fanout_1000.p50_ms", round(p50)),
+        Figure("watch.fanout_1000.p99_ms", round(p99), 250),
+    ]
+
+
+def dashboard(cluster: Cluster, say: Say) -> list[Figure]:
+    """The pages among 10,000 Services and 500 simulated nodes beside the three real ones."""
+    say(f"{PRESENT} Services and {SIMULATED_NODES} nodes")
+    throughput.fill(cluster.api, PRESENT, clients=8)
+    pages.simulate_nodes(cluster.api, cluster.stack.database_url, SIMULATED_NODES)
+    browser = pages.Browser(cluster.api)
+    browser.log_in("admin", cluster.stack.admin_password)
+    paths = {
+        "overview": "/ui/",
+        "services": "/ui/services/",
+        "service": f"/ui/services/{throughput.NAMESPACE}/many-1/",
+        "nodes": "/ui/nodes/",
+        "node": f"/ui/nodes/{cluster.lab.nodes[0].name}/",
+    }
+    figures = []
+    for name, path in paths.items():
+        browser.load(path)
+        times = [browser.load(path) for _ in range(LOADS)]
+        say(f"{name}: p50 {percentile(times, 50):.0f} ms, p95 {percentile(times, 95):.0f} ms")
+        figures.append(Figure(f"page.{name}.p95_ms", round(percentile(times, 95)), 300))
+    return figures
+
+
+@dataclass(frozen=True)
+class Area:
+    """What is measured, and the web processes it wants."""
+
+    measure: Callable[[Cluster, Say], list[Figure]]
+    web_processes: int = 2
+
+
+AREAS = {
+    "convergence": Area(convergence),
+    "api": Area(api),
+    "watch": Area(watch, web_processes=4),
+    "pages": Area(dashboard),
+}
 
 
 def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figure]:
@@ -67,8 +121,8 @@ def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figu
     figures: list[Figure] = []
     for name, area in AREAS.items():
         if only in (None, name):
-            with Cluster(directory, say=say) as cluster:
-                figures += area(cluster, say)
+            with Cluster(directory, web_processes=area.web_processes, say=say) as cluster:
+                figures += area.measure(cluster, say)
             merge(results, figures)
     return figures
 

@@ -37,9 +37,9 @@ class ApiClient:
         cluster = next(c["cluster"] for c in config["clusters"] if c["name"] == context["cluster"])
         user = next(u["user"] for u in config["users"] if u["name"] == context["user"])
         self.url: str = server or cluster["server"]
-        self._token: str = user["token"]
+        self.token: str = user["token"]
         authority = cluster.get("certificate-authority-data")
-        self._tls = ssl.create_default_context(
+        self.tls = ssl.create_default_context(
             cadata=base64.b64decode(authority).decode("ascii") if authority else None,
             cafile=cluster.get("certificate-authority"),
         )
@@ -50,31 +50,44 @@ class ApiClient:
     ) -> Document:
         """The decoded answer. patch: kind of a PATCH's body. Raises ApiRefused; OSError when nobody answers."""
         content_type = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content_type}
+        code, content = self._ask(method, path, body, content_type, timeout_s)
+        answer: Document = json.loads(content or b"{}")
+        if code >= 400:
+            raise ApiRefused(code, answer)
+        return answer
+
+    def read(self, path: str, *, timeout_s: float = 30.0) -> bytes:
+        """An answer as it comes, not decoded. Raises as `request`."""
+        code, content = self._ask("GET", path, None, "application/json", timeout_s)
+        if code >= 400:
+            raise ApiRefused(code, json.loads(content))
+        return content
+
+    def _ask(
+        self, method: str, path: str, body: Document | None, content_type: str, timeout_s: float
+    ) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content_type}
         data = json.dumps(body) if body is not None else None
         for is_last in (False, True):
             connection = self._connection(timeout_s)
             try:
                 connection.request(method, path, data, headers)
                 response = connection.getresponse()
-                answer = json.loads(response.read() or b"{}")
-                break
+                return response.status, response.read()
             except (http.client.HTTPException, OSError) as err:
                 self._local.connection = None
                 connection.close()
                 # A kept connection that the server closed meanwhile says nothing; a new one is asked once.
                 if is_last or not isinstance(err, http.client.RemoteDisconnected | ConnectionError | ssl.SSLEOFError):
                     raise
-        if response.status >= 400:
-            raise ApiRefused(response.status, answer)
-        return answer
+        raise AssertionError("unreachable")
 
     def _connection(self, timeout_s: float) -> http.client.HTTPSConnection:
         connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             parts = urlsplit(self.url)
             connection = http.client.HTTPSConnection(
-                parts.hostname or "", parts.port or 443, context=self._tls, timeout=timeout_s
+                parts.hostname or "", parts.port or 443, context=self.tls, timeout=timeout_s
             )
             self._local.connection = connection
         return connection
