@@ -162,8 +162,6 @@ def _create_once(
 ) -> Stored:
     document = objects.copied(prepared)
     metadata = document["metadata"]
-    if "\0" in metadata.get("namespace", ""):  # PostgreSQL refuses to look for it
-        raise NotFound(kinds.NAMESPACE, metadata["namespace"])
     with transaction.atomic():
         if kind is kinds.SERVICE and not dry_run:
             claims.claim(UUID(metadata["uid"]), None, document, cluster)
