@@ -85,8 +85,11 @@ def test_what_is_not_there(kr: Any, there: str) -> None:
 def test_a_service_and_its_pods(kr: Any, there: str) -> None:
     service = Service(sample(SERVICE, "web", there), api=kr)
     service.create()
+    node = Node({"metadata": {"name": there}}, api=kr)
+    node.create()  # as in Kubernetes, a Pod without its Node is no endpoint
     pod = sample(POD, "one", there)
     pod["metadata"]["labels"] = {"app": "web"}
+    pod["spec"] |= {"nodeName": there, "terminationGracePeriodSeconds": 0}
     made = Pod(pod, api=kr)
     made.create()
     assert service.raw["spec"]["clusterIP"]
@@ -99,8 +102,9 @@ def test_a_service_and_its_pods(kr: Any, there: str) -> None:
     assert [found.name for found in service.ready_pods()] == ["one"]
     (slices,) = kr.get("endpointslices.discovery.k8s.io/v1", namespace=there)
     assert [endpoint["addresses"] for endpoint in slices.raw["endpoints"]] == [["192.0.2.9"]]
-    made.delete(grace_period=0)
+    made.delete()
     made.wait("delete", timeout=20)
+    node.delete()
 
 
 def test_owners(kr: Any, there: str) -> None:

@@ -20,6 +20,8 @@ from tests.clients.samples import STORED, name_for, sample
 
 Document = dict[str, Any]
 NAMED = "TIMONEL_TEST_KUBECTL"
+# kubectl before 1.33 describes them by v1beta1, which Kubernetes 1.36 does not serve either.
+DESCRIBED_BY_BETA = ("IPAddress", "ServiceCIDR")
 
 
 def others() -> list[str]:
@@ -69,8 +71,9 @@ def test_every_kind(kubectl: Kubectl, editing: Callable[[str], None], kind: Kind
     assert said(kubectl("apply", "-f", "-", input=text)).endswith("unchanged")
     assert kubectl("diff", "-f", "-", input=text).returncode == 0
     assert name in said(kubectl("get", resource, *on, "-l", f"kubectl={space[:60]}", "-o", "wide"))
-    described = said(kubectl("describe", resource, name, *on))
-    assert [line.split()[1] for line in described.splitlines() if line.startswith("Name:")] == [name]
+    if kind.kind not in DESCRIBED_BY_BETA:
+        described = said(kubectl("describe", resource, name, *on))
+        assert [line.split()[1] for line in described.splitlines() if line.startswith("Name:")] == [name]
     assert said(kubectl("label", resource, name, *on, "tier=web")).endswith("labeled")
     assert said(kubectl("annotate", resource, name, *on, "note=one")).endswith("annotated")
     for form in ("strategic", "merge", "json"):
@@ -89,7 +92,9 @@ def test_every_kind(kubectl: Kubectl, editing: Callable[[str], None], kind: Kind
     if not kind.unconditional_update or kind is kinds.NODE:
         manifest["metadata"]["resourceVersion"] = found["metadata"]["resourceVersion"]
     assert said(kubectl("replace", "-f", "-", input=json.dumps(manifest))).endswith("replaced")
-    assert "replaced=yes" in said(kubectl("get", resource, name, *on, "--show-labels", "--no-headers"))
+    assert said(kubectl("get", resource, name, *on, "-o", "jsonpath={.metadata.labels.replaced}")) == "yes"
+    if kind.kind != "IPAddress":  # whose rows have a cell more than columns, in Kubernetes as well
+        assert "replaced=yes" in said(kubectl("get", resource, name, *on, "--show-labels", "--no-headers"))
     assert "deleted" in said(kubectl("delete", resource, name, *on, "--now"))
     assert "NotFound" in kubectl("get", resource, name, *on).stderr
 
