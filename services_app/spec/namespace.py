@@ -33,8 +33,7 @@ def prepare_create(namespace: Document) -> None:
 def prepare_update(old: Document, new: Document, subresource: str) -> None:
     """status and finalize each change one part only; an update of the whole changes neither."""
     _label(new)
-    if subresource != "finalize":
-        new["spec"] = old["spec"]
+    new["spec"] = (new if subresource == "finalize" else old).get("spec") or {}
     if subresource != "status":
         new["status"] = old["status"]
     else:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services_app.spec import namespace as rules
 from services_app.spec import objects
 from services_app.spec.kinds import NAMESPACE
 from tests.spec.sample import NOW, SINGLE, UID
@@ -34,3 +35,15 @@ def test_the_phase_says_whether_it_goes(status, goes, problems):
     made = objects.prepare_update(NAMESPACE, old, new, subresource="status")
     errors = objects.validate_update(NAMESPACE, old, made, subresource="status", cluster=SINGLE)
     assert [error.field for error in errors] == problems
+
+
+@pytest.mark.parametrize("spec", [None, {}, {"finalizers": None}, {"finalizers": ["example.com/a"]}])
+def test_a_namespace_has_a_spec_whatever_is_finalized_with(spec):
+    old = {"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}
+    new = {"metadata": {"name": "a"}, "spec": spec}
+    rules.prepare_update(old, new, "finalize")
+    assert new["spec"] == (spec or {})
+    for subresource in ("status", ""):
+        later = {"metadata": {"name": "a"}, "status": {"phase": "Active"}}
+        rules.prepare_update({**new, "spec": None}, later, subresource)
+        assert later["spec"] == {}
