@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-from agents import health, host, process, upgrade
+from agents import health, host, planes, process, upgrade
 from agents.errors import AgentError
 from agents.lock import Lock
 from agents.node import DIRECTORY, PROGRAM, RUN_DIRECTORY, Node
@@ -91,6 +91,7 @@ def _status(options: argparse.Namespace) -> None:
                 "revision": node.revision,
                 "digest": node.digest,
                 "services": len([owner for owner in node.state.owners if owner]),
+                "mode": node.state.value("host", "mode") or planes.DEFAULT,
                 "rejected": node.rejected(),
                 "problems": host.preflight(),
             },
@@ -149,10 +150,7 @@ def _end_servers() -> None:
 
 def _require_nothing_in_force() -> None:
     """Raises AgentError HostFailed, naming what could not be taken back."""
-    left = []
-    if process.find("nft") is not None:
-        tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
-        left += [line for line in tables if line.split()[-1:] == ["timonel"]]
+    left = Node().leftovers()
     for family in ("-4", "-6"):
         routes = process.run(["ip", family, "route", "show", "proto", host.ROUTE_PROTOCOL]).stdout.splitlines()
         left += [f"route {line.strip()}" for line in routes]

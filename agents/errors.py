@@ -15,8 +15,12 @@ class AgentError(Exception):
         return str(self)
 
 
-class NftRefused(AgentError):
-    """The kernel or nft refused a transaction; nothing of it is in force."""
+class Refused(AgentError):
+    """The kernel or a tool refused a transaction; nothing of it is in force."""
+
+
+class NftRefused(Refused):
+    """nft or nftables in the kernel did."""
 
     def __init__(self, message: str) -> None:
         super().__init__("NftFailed", message)

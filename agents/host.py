@@ -139,6 +139,8 @@ def check(key: str, value: str) -> None:
             return
         if word == "zone" and not rest and len(value) < 254 and _DOMAIN.fullmatch(value):
             return
+        if word == "mode" and not rest and value.isascii() and value.isalpha() and len(value) < 20:
+            return
         if word == "reverse" and not value and rest.endswith(".") and len(rest) < 255 and _DOMAIN.fullmatch(rest[:-1]):
             return
     except ValueError:

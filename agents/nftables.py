@@ -598,7 +598,19 @@ class Tables:
         self.links = links
         return True
 
-    def are_expected(self, sums: Mapping[str, int]) -> bool:
+    def is_as_left(self, elements: Elements | None) -> bool:
+        """Whether the tables are what this process made of them; given elements: what these make."""
+        sums = self.sums if elements is None else expected_sums(elements)
+        return bool(sums) and self._are_expected(sums)
+
+    def leftovers(self) -> list[str]:
+        """The tables that are there."""
+        if process.find("nft") is None:
+            return []
+        tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
+        return [line for line in tables if line.split()[-1:] == ["timonel"]]
+
+    def _are_expected(self, sums: Mapping[str, int]) -> bool:
         """Whether each driver's table carries the generation of its sum. Raises NftMissing, NftTimeout."""
         if process.find("nft") is None:
             raise AgentError(

@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from agents import conntrack, dns, health, host, nftables
-from agents.errors import AgentError, InvalidResource, NftRefused
+from agents import conntrack, dns, health, host, nftables, planes
+from agents.errors import AgentError, InvalidResource, Refused
 from agents.journal import Journal
-from agents.state import EMPTY_DIGEST, ApplyError, Change, Refusal, State, apply, bar, check_base
+from agents.state import EMPTY_DIGEST, ApplyError, Change, Element, Refusal, State, apply, bar, check_base
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ _DRIVERS = (*nftables.FAMILIES, "dns", "health", "host")
 _FLOW_FAMILIES = {"nft4": "ipv4", "nft6": "ipv6"}
 _MANY_FLOWS = 100
 MAX_CULPRITS = 20
+_LOOK_AGAIN_S = 30.0  # whether the wanted mode has become possible
 
 
 class Node:
@@ -36,7 +37,8 @@ class Node:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self._journal = Journal(directory / "journal")
-        self._tables = nftables.Tables()
+        self._planes = planes.Planes(directory, run_directory)
+        self._looked_at = 0.0
         self._names = dns.Names(directory, run_directory)
         self._checks = health.Checks(directory / "health")
         self._flows = {driver: conntrack.UdpFlows(family) for driver, family in _FLOW_FAMILIES.items()}
@@ -62,6 +64,18 @@ class Node:
     @property
     def digest(self) -> str:
         return self.state.digest if self.state.owners else EMPTY_DIGEST
+
+    @property
+    def mode(self) -> str:
+        """The data plane in force."""
+        return self._planes.mode
+
+    def problems(self) -> list[host.Problem]:
+        """What is amiss although everything is in force, as `host.preflight` says it."""
+        if not self._planes.why:
+            return []
+        message = f"this node serves in mode {self.mode}, not in mode {self._planes.why}"
+        return [{"reason": "ModeFallback", "message": message, "blocking": False}]
 
     def adopt(self, cluster: str) -> None:
         """Belong to a control plane; what another one pushed goes with its first full push."""
@@ -96,6 +110,7 @@ class Node:
             self.ensure()
             return self.rejected()
         barred = judge(owners)
+        barred |= self._planes.judge({owner: _held(owners[owner]) for owner in owners.keys() - barred.keys()})
         try:
             self._journal.append(revision, since, owners, barred)
         except OSError as err:
@@ -106,7 +121,7 @@ class Node:
         for driver, flows in self._flows.items():
             self._forgettable += flows.follow(delta.of(driver))
         try:
-            if was_in_force:
+            if was_in_force and "mode" not in {*delta.of("host").adds, *delta.of("host").deletes}:
                 self._enforce(delta.changes)
             else:
                 self.repair()
@@ -120,11 +135,11 @@ class Node:
     def _enforce(self, changes: Mapping[str, Change]) -> None:
         """Bring a change into force on what is in force already."""
         try:
-            self._tables.commit(changes)
+            self._planes.now.commit(changes)
         except AgentError as err:
             if err.reason in ("NftMissing", "NftTimeout"):
                 raise  # a refill needs it no less
-            logger.warning("refilling the tables: %s reason=%s", err.message, err.reason)
+            logger.warning("refilling: %s reason=%s", err.message, err.reason)
             self.repair()
             return
         if "host" in changes:
@@ -157,6 +172,7 @@ class Node:
         if not self.state.owners and not self.revision:
             self.is_in_force = True  # nothing was ever pushed
             return
+        self._choose_plane()
         try:
             self._refill()
         except InvalidResource as err:
@@ -164,7 +180,7 @@ class Node:
             logger.warning("rejecting again what cannot be read: %s reason=InvalidResource", err)
             bar(self.state, judge(self.state.resources()))
             self._refill()
-        except NftRefused:
+        except Refused:
             culprits = self._at_fault()
             if not culprits:
                 raise
@@ -195,7 +211,7 @@ class Node:
                 for (driver, key), value in self.state.owners[owner].items():
                     if driver in elements:
                         elements[driver][key] = value
-            return self._tables.objection(elements, links)
+            return self._planes.now.objection(elements, links)
 
         good = max(len(in_order) - len(late), 1)  # so many from the start are taken
         if objection(in_order[:good]):
@@ -212,12 +228,12 @@ class Node:
                     bad, message = middle, why
                 else:
                     good = middle
-            culprits[in_order.pop(bad - 1)] = Refusal("NftRefused", message)
+            culprits[in_order.pop(bad - 1)] = Refusal("KernelRefused", message)
         return culprits
 
     def _refill(self) -> None:
         elements = self._elements()
-        self._tables.refill(elements, host.links())
+        self._planes.refill(elements, host.links())
         self._refill_flows(elements)
         self._settle_host()
         self._publish_checks()
@@ -233,11 +249,12 @@ class Node:
     def ensure(self) -> None:
         """Repair when something is known to be wrong. Raises AgentError when that is impossible."""
         if not self.is_in_force:
+            self._choose_plane()
             if not self._is_as_left():
                 self.repair()
                 return
             # A new process over tables that its predecessor left right.
-            self._tables.take_over(self._elements(), host.links())
+            self._planes.now.take_over(self._elements(), host.links())
             try:
                 self._settle_host()
                 self._publish_checks()
@@ -258,8 +275,11 @@ class Node:
             return "what was pushed was not in force"
         if not self._is_as_left():
             self.repair()
-            return "somebody changed the kernel's table"
-        if self._tables.set_links(host.links()):
+            return "somebody changed the kernel's rules"
+        if self._is_mode_possible():
+            self.repair()
+            return f"mode {self.mode} has become possible"
+        if self._planes.now.set_links(host.links()):
             host.let_bridges_turn_back()
         if host.is_settled(self._settled):
             self._is_settleable = True
@@ -293,12 +313,38 @@ class Node:
         self._names.zones = host.zones(self.state.elements("host"))
         self._names.stop()
         self._checks.stop()
-        self._tables.delete()
+        self._planes.delete()
         host.restore(self.state.elements("host"), self._before)
 
+    def leftovers(self) -> list[str]:
+        """What `cleanup` should have taken off the kernel and is still there."""
+        return self._planes.leftovers()
+
     def _is_as_left(self) -> bool:
-        known = self._tables.sums if self.is_in_force else {}
-        return self._tables.are_expected(known or nftables.expected_sums(self._elements()))
+        return self._planes.is_as_left(None if self.is_in_force else self._elements())
+
+    def _choose_plane(self) -> None:
+        """Have the plane that the base asks for, or what serves instead. Owners are judged again by another one."""
+        self._looked_at = time.monotonic()
+        if not self._planes.choose(self.state.value("host", "mode") or planes.DEFAULT):
+            return
+        logger.info("mode %s%s", self.mode, f" instead of {self._planes.why}" if self._planes.why else "")
+        resources = self.state.resources()
+        barred = judge(resources)
+        barred |= self._planes.judge({o: held for o, held in self.state.owners.items() if o not in barred})
+        before, revision = self.state, self.state.revision
+        self.state, _ = apply(State(before.cluster), revision, None, resources, barred)
+        if self.state.barred != before.barred:
+            with contextlib.suppress(OSError):  # the next agent would judge as well
+                self._journal.rewrite(self.state)
+
+    def _is_mode_possible(self) -> bool:
+        """Whether the wanted mode, which was not, has become possible: somebody installed what it lacked."""
+        if not self._planes.why or time.monotonic() - self._looked_at < _LOOK_AGAIN_S:
+            return False
+        before = self.mode
+        self._choose_plane()
+        return self.mode != before
 
     def _settle_host(self) -> None:
         self._settled = self.state.elements("host")
@@ -339,6 +385,10 @@ def judge(owners: Owners) -> dict[str, Refusal]:
             except InvalidResource as err:
                 barred[owner] = Refusal("InvalidResource", str(err))
     return barred
+
+
+def _held(resources: list[list[str]]) -> dict[Element, str]:
+    return {(driver, key): value for driver, key, value in resources}
 
 
 def _check_text(text: str) -> None:

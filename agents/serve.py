@@ -89,7 +89,7 @@ class Session:
             "cluster": self._node.cluster,
             "boot_id": host.boot_id(),
             "problems": problems,
-            "facts": host.facts(),
+            "facts": {**host.facts(), "mode": self._node.mode},
             **self._held(),
         }
 
@@ -114,7 +114,8 @@ class Session:
         return {"agent": version}
 
     def _held(self) -> Message:
-        return {"revision": self._node.revision, "digest": self._node.digest}
+        serving = {"mode": self._node.mode, "problems": self._node.problems()}
+        return {"revision": self._node.revision, "digest": self._node.digest, "serving": serving}
 
     def _watch(self) -> None:
         """Every second: repair what somebody else broke, and say so."""

@@ -86,25 +86,30 @@ def _bring_up_to_date(node: str, wanted: _Wanted) -> None:
     if session.is_fresh:
         session, greeting = _greet(node, session)
         session.problems = greeting.get("problems") or []
+        session.serving = greeting.get("serving") or {}
         reports.note_greeting(node, greeting)
         session.held = greeting["revision"] if greeting.get("cluster") == session.cluster else None
     since = None if wanted.is_full or not session.held else session.held
     delta = snapshot.read_delta(node, wanted.address or session.address, since, with_base=session.is_fresh)
     if delta.since is not None and not delta.owners:
-        reports.note_success(node, session.ask({"op": "ping"}), was_failing=bool(wanted.failures))
-        _tell_problems(node, session)
+        answer = session.ask({"op": "ping"})
+        reports.note_success(node, answer, was_failing=bool(wanted.failures))
+        _tell_state(node, session, answer)
         return
     close_old_connections()  # back to the pool while the node works
     answer = _send(session, delta, wanted.address or session.address)
     session.is_fresh = False
     session.held = answer["revision"]
     reports.note_success(node, answer, was_full=delta.since is None, was_failing=bool(wanted.failures))
-    _tell_problems(node, session)
+    _tell_state(node, session, answer)
 
 
-def _tell_problems(node: str, session: AgentSession) -> None:
-    """Report what is amiss when it is something else than this session told last."""
-    problems = [*session.problems, *session.link.problems()]
+def _tell_state(node: str, session: AgentSession, answer: Document) -> None:
+    """Report the mode and what is amiss when they are others than this session told last."""
+    before, session.serving = session.serving.get("mode"), answer.get("serving") or {}
+    if (mode := session.serving.get("mode")) and mode != before:
+        reports.note_mode(node, mode)
+    problems = [*session.problems, *session.serving.get("problems", ()), *session.link.problems()]
     reasons = [problem["reason"] for problem in problems]
     if reasons != session.told:
         reports.note_problems(node, problems)

@@ -106,6 +106,14 @@ def note_success(node: str, answer: Document, *, was_full: bool = False, was_fai
     wake.announce_node(node)
 
 
+def note_mode(node: str, mode: str) -> None:
+    """The data plane that serves on the node became another."""
+    sync = NodeSync.objects.filter(node_id=node).only("facts").first()
+    if sync is not None and sync.facts.get("mode") != mode:
+        logger.info("node %s serves in mode %s", node, mode)
+        NodeSync.objects.filter(node_id=node).update(facts={**sync.facts, "mode": mode})
+
+
 def note_problems(node: str, problems: list[Document]) -> None:
     """What is amiss on a node that works all the same: into NodeSync, and its HostProblems condition. One query if nothing is new.
 

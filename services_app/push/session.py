@@ -50,6 +50,7 @@ class AgentSession:
         self.held: int | None = None  # the revision the agent holds of our cluster, as far as we know
         self.link = Link(connection.socket)
         self.problems: list[Message] = []  # of the host, as the agent told them
+        self.serving: Message = {}  # in which mode, and what is amiss with it
         self.told: list[str] | None = None  # the reasons reported last; None before the first report
         self._channel = connection.channel(agent_command(user, "serve"))
         self._channel.settimeout(None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from services_app.plan.routing import Groups, plan_health_check, plan_records, plan_routes
 from services_app.render import dns, nftables
+from services_app.spec import kube_proxy
 from services_app.spec.kube_proxy import Configuration
 
 Document = dict[str, Any]
@@ -111,6 +112,7 @@ def render_base(
         *(("node-address" if address.version == 4 else "node-address6", str(address)) for address in network.addresses),
         ("zone", cluster.domain),
         ("dns-listen", DNS_LISTEN),
+        *([("mode", configuration.mode)] if configuration.mode != kube_proxy.MODES[0] else []),
         *((f"route {cidr}", "") for cidr in cluster.service_cidrs),
         *((f"reverse {zone}", "") for zone in reverse_zones([*cluster.service_cidrs, *cluster.pod_cidrs])),
     ]

@@ -302,8 +302,8 @@ def test_what_the_kernel_refuses_is_left_out_and_the_rest_applied(
     node.stream("traffic", VIRTUAL_IP, 80, interval_ms=10)
     answer = push({**more, **bad}, held)
     assert {owner: why["reason"] for owner, why in answer["rejected"].items()} == {
-        "shop/bad-1": "NftRefused",
-        "shop/bad-2": "NftRefused",
+        "shop/bad-1": "KernelRefused",
+        "shop/bad-2": "KernelRefused",
     }
     assert answer["rejected"]["shop/bad-1"]["message"].endswith("File exists: 0x20000201 . 10.1.0.0/16")
     assert backends(node, "10.96.1.7") == {"on-node"}

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,22 +190,36 @@ def test_watching_and_waiting(stack: Stack, kubectl: Kubectl, api: ApiClient, sp
         "delete": "cm/gone",
     }
     api.create(maps, {"metadata": {"name": "gone"}})
-    results: dict[str, subprocess.CompletedProcess[str]] = {}
-
-    def wait(what: str, target: str) -> None:
-        results[what] = kubectl("wait", f"--for={what}", target, *on, "--timeout=30s")
-
-    threads = [threading.Thread(target=wait, args=pair) for pair in waits.items()]
-    for thread in threads:
-        thread.start()
+    waiting = {
+        what: subprocess.Popen(
+            # At this verbosity it names its requests, once they are answered.
+            [
+                program,
+                f"--kubeconfig={stack.kubeconfig}",
+                "wait",
+                f"--for={what}",
+                target,
+                *on,
+                "--timeout=30s",
+                "-v=6",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for what, target in waits.items()
+    }
     try:
         assert watching.stdout is not None
         assert watching.stdout.readline().split()[0] == "ADDED"
+        for process in waiting.values():
+            # Whoever comes after the change waits for nothing.
+            assert process.stderr is not None
+            assert any("watch=true" in line for line in process.stderr), "it ended without a watch"
         api.request("PATCH", f"{maps}/there", {"data": {"colour": "green", "size": "9"}})
         api.request("DELETE", f"{maps}/gone")
-        for thread in threads:
-            thread.join()
-        assert {what: said(done).split()[-2:] for what, done in results.items()} == {
+        said_at_last = {what: process.communicate(timeout=60)[0] for what, process in waiting.items()}
+        assert {what: words.split()[-2:] for what, words in said_at_last.items()} == {
             "jsonpath={.data.colour}=green": ["condition", "met"],
             "jsonpath={.data.size}": ["condition", "met"],
             "delete": ["condition", "met"],
@@ -214,8 +227,9 @@ def test_watching_and_waiting(stack: Stack, kubectl: Kubectl, api: ApiClient, sp
         while (line := watching.stdout.readline().split())[:2] != ["DELETED", "gone"]:
             assert line[0] in ("ADDED", "MODIFIED")
     finally:
-        watching.kill()
-        watching.communicate()
+        for process in (watching, *waiting.values()):
+            process.kill()
+            process.communicate()
     late = kubectl("wait", "--for=jsonpath={.data.colour}=red", "cm/there", *on, "--timeout=1s")
     assert late.returncode == 1
     assert "timed out" in late.stderr

@@ -1,0 +1,147 @@
+"""The data planes: ways to make a node's kernel do what the elements say. One of them is in force at a time.
+
+All take the same elements (drivers "nft4" and "nft6", see docs/data-plane.md): a node's mode changes none of its
+Services' resources. Which is wanted stands in the base as ("host", "mode", NAME); where a host cannot, the next one in
+FALLBACKS serves instead, and the control plane is told.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from agents import nftables
+from agents.errors import AgentError
+from agents.state import Change, Element, Refusal
+
+Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
+
+DEFAULT = "nftables"
+FALLBACKS = {"ipvs": "iptables", "iptables": DEFAULT, "userspace": DEFAULT}
+
+
+class Plane(Protocol):
+    """What is in the kernel (and in servers), as far as this process knows. Never anything that is not ours.
+
+    Every call may raise AgentError; Refused when kernel or tool refused a transaction, so that nothing happened.
+    """
+
+    def commit(self, changes: Mapping[str, Change]) -> None:
+        """Apply a change (driver -> Change; other drivers than DRIVERS are none of a plane's) to what is in force."""
+
+    def refill(self, elements: Elements, links: Iterable[str]) -> None:
+        """Make it exactly this, whatever it was; established connections go on. links: the host's interfaces."""
+
+    def take_over(self, elements: Elements, links: Iterable[str]) -> None:
+        """Go on with what another process left for these elements (`is_as_left` said so)."""
+
+    def is_as_left(self, elements: Elements | None) -> bool:
+        """Whether it still is what this process made of it; given elements: what these make."""
+
+    def objection(self, elements: Elements, links: Iterable[str]) -> str:
+        """Why kernel or tool would not take exactly these, "" when they would; nothing is changed."""
+
+    def set_links(self, links: Iterable[str]) -> bool:
+        """Follow the host's interfaces; whether they have changed."""
+
+    def delete(self) -> None:
+        """Take everything off the host, also what another process left."""
+
+    def leftovers(self) -> list[str]:
+        """What `delete` should have taken off and is still there, each in a few words."""
+
+
+def judge_nothing(resources: Mapping[Element, str]) -> Refusal | None:
+    """Of planes that can do all there is."""
+    return None
+
+
+class Kind:
+    """A plane before it is there. lacks: why this host cannot have it, "" when it can; judge: why not this owner."""
+
+    def __init__(
+        self,
+        make: Callable[[Path, Path], Plane],
+        lacks: Callable[[], str] = lambda: "",
+        judge: Callable[[Mapping[Element, str]], Refusal | None] = judge_nothing,
+    ) -> None:
+        self.make, self.lacks, self.judge = make, lacks, judge
+
+
+KINDS: dict[str, Kind] = {
+    "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
+}
+
+
+class Planes:
+    """The plane in force, and those that may have left something: their names stand in a file before they do."""
+
+    def __init__(self, directory: Path, run_directory: Path) -> None:
+        self._file = directory / "planes"
+        self._made = {name: kind.make(directory, run_directory) for name, kind in KINDS.items()}
+        self.mode = DEFAULT  # in force or about to be
+        self.why = ""  # why it is another than the wanted one
+
+    @property
+    def now(self) -> Plane:
+        return self._made[self.mode]
+
+    def choose(self, wanted: str) -> bool:
+        """Settle on the wanted mode or what serves instead; whether that is another than before."""
+        before, mode, why = self.mode, wanted, ""
+        while mode != DEFAULT and (lack := KINDS[mode].lacks() if mode in KINDS else "this agent does not know it"):
+            why = why or lack
+            mode = FALLBACKS.get(mode, DEFAULT)
+        self.mode, self.why = mode, f"{wanted}: {why}" if why else ""
+        return self.mode != before
+
+    def judge(self, owners: Mapping[str, Mapping[Element, str]]) -> dict[str, Refusal]:
+        """Owner -> why the plane in force cannot do it."""
+        judge = KINDS[self.mode].judge
+        if judge is judge_nothing:
+            return {}
+        found = {owner: judge(held) for owner, held in owners.items()}
+        return {owner: why for owner, why in found.items() if why is not None}
+
+    def refill(self, elements: Elements, links: Iterable[str]) -> None:
+        """Bring the plane in force to exactly this, then take the others off."""
+        used = self._used()
+        if self.mode not in used:
+            self._note({*used, self.mode})
+        self.now.refill(elements, links)
+        others = sorted(used - {self.mode})
+        for name in others:
+            self._made[name].delete()
+        if others:
+            self._note({self.mode})
+
+    def is_as_left(self, elements: Elements | None) -> bool:
+        """Whether the plane in force is, and no other may have left anything."""
+        return self._used() <= {self.mode} and self.now.is_as_left(elements)
+
+    def delete(self) -> None:
+        """Take all of them off the host."""
+        for name in sorted({*self._used(), self.mode, DEFAULT}):
+            self._made[name].delete()
+        self._file.unlink(missing_ok=True)
+
+    def leftovers(self) -> list[str]:
+        """What `delete` should have taken off and is still there."""
+        return [text for plane in self._made.values() for text in plane.leftovers()]
+
+    def _used(self) -> set[str]:
+        try:
+            return {name for name in json.loads(self._file.read_text()) if name in self._made}
+        except (OSError, ValueError):
+            return {DEFAULT}  # agents before modes had no such file
+
+    def _note(self, names: set[str]) -> None:
+        new = self._file.with_name(self._file.name + ".new")
+        try:
+            new.write_text(json.dumps(sorted(names)))
+            os.replace(new, self._file)
+        except OSError as err:
+            raise AgentError("DiskFull", f"cannot write {self._file}: {err.strerror}") from err
