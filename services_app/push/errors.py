@@ -57,7 +57,7 @@ REMEDIES = {
     "Locked": "Another agent keeps the node busy; it is tried again by itself.",
     "LossyLink": "Look at the network between the control plane and the node; changes arrive later meanwhile.",
     "NftMissing": "Install the package nftables on the host, and try again.",
-    "NftRefused": "Everything else is in force. Look at the Service's addresses, ports and ranges; dmesg there may say more.",
+    "KernelRefused": "Everything else is in force. Look at the Service's addresses, ports and ranges; dmesg there may say more.",
     "NftTimeout": "The host is overloaded or its kernel hangs in nftables: look at dmesg there.",
     "NftUnsupported": "Use a newer kernel (5.10 or later) and nftables 1.0 or later.",
     "NotRoot": "Log in as root, or allow the login everything by sudo without a password for the enrolment.",

@@ -18,11 +18,11 @@ def programmed(world, name: str) -> tuple[str, str]:
 
 def test_services_that_a_node_refuses_hold_no_other_back(world, monkeypatch):
     monkeypatch.setattr(status, "AT_ONCE", 2)
-    refused = {f"shop/bad-{number}": {"reason": "NftRefused", "message": "no"} for number in range(5)}
+    refused = {f"shop/bad-{number}": {"reason": "KernelRefused", "message": "no"} for number in range(5)}
     for owner in refused:
         world.service(owner.removeprefix("shop/"))
     world.service("web")
     add_node("n1", "192.0.2.11", rejected=refused)
     store.settle_programmed(actor=ACTOR)
     assert programmed(world, "web") == ("True", "AllNodes")
-    assert {programmed(world, owner.removeprefix("shop/")) for owner in refused} == {("False", "NftRefused")}
+    assert {programmed(world, owner.removeprefix("shop/")) for owner in refused} == {("False", "KernelRefused")}
