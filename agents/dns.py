@@ -116,20 +116,23 @@ class Names:
         goes_on = had is not None and (had.domain, had.listen) == (zones.domain, zones.listen) and self.is_running
         self._make_directories()
         knot_changed = _write(self._knot_conf, self._knot_text(zones))
-        unbound_changed = _write(self._unbound_conf, self._unbound_text(zones))
         for zone in zones.all:
             # Read at the start alone: a text that an older agent wrote is no reason to keep Knot running on it.
             text = _zone_text(zone, is_domain=zone == zones.all[0])
-            knot_changed = _write(self._directory / f"{zone}zone", text) or knot_changed
+            if _write(self._directory / f"{zone}zone", text):
+                knot_changed = True
+                goes_on = goes_on and had is not None and zone not in had.all
         self.zones = zones
         if knot_changed and not (goes_on and self._is_reloaded()):
             self._knot.stop()
         self._knot.start()
         self._sync(elements)
-        if unbound_changed and goes_on:
-            self._unbound.reload()
-        elif unbound_changed:
-            self._unbound.stop()
+        # Not before: whoever comes again after a failure must find that unbound has yet to be told.
+        if _write(self._unbound_conf, self._unbound_text(zones)):
+            if goes_on:
+                self._unbound.reload()
+            else:
+                self._unbound.stop()
         self._unbound.start()
         _wait_for_answer(zones.listen, zones.all[-1])
 
@@ -193,7 +196,11 @@ class Names:
             try:
                 with Control(self._control) as control:
                     for zone in self.zones.all:
-                        for item in control.ask("zone-read", zone=zone):
+                        items = control.ask("zone-read", zone=zone)
+                        if not any(item["type"] == "SOA" for item in items):
+                            # What is set now would be gone once its file is read.
+                            raise AgentError("DnsFailed", f"knotd has not loaded zone {zone} yet")
+                        for item in items:
                             if item["type"] in _DATA and item["owner"] not in self.zones.all:
                                 held[f"{item['owner']} {item['type']} {item['data']}"] = item["ttl"]
                 break

@@ -6,6 +6,7 @@ Rules: the Kubernetes DNS specification 1.1 (kubernetes/dns, docs/specification.
 import os
 import re
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,12 +214,16 @@ def test_no_name_is_denied_while_ranges_come_and_go(served: tuple[Node, Agent]) 
         asking = pool.submit(
             node.run, ["dig", f"@{DNS}", "-f", "-", "+noall", "+comments"], input=names, check=False, timeout_s=60
         )
-        for number, cluster in enumerate((more, CLUSTER) * 3, 1):
-            resources = render_base(cluster, network_of(None, node.address))
-            answer = agent.ask("apply", cluster="c1", revision=number + 1, since=number, owners={"": resources})
+        pointer = ["dns", f"7.0.203.10.in-addr.arpa. PTR both.{ZONE}", "5"]
+        for number, cluster in enumerate((more, CLUSTER) * 12, 1):
+            owners = {"": render_base(cluster, network_of(None, node.address)), "shop/new": [pointer]}
+            answer = agent.ask("apply", cluster="c1", revision=number + 1, since=number, owners=owners)
             assert answer["ok"], answer
-            reverse = dig(node, "0.203.10.in-addr.arpa.", "SOA", "+short").strip()
-            assert bool(reverse) == (cluster is more)
+            for _ in range(2):
+                # Knot reads a new zone's file beside its work: what the agent sets before would be gone then.
+                named = dig(node, "7.0.203.10.in-addr.arpa.", "PTR", "+short").split()
+                assert named == ([f"both.{ZONE}"] if cluster is more else []), number
+                time.sleep(0.05)
         codes = Counter(re.findall(r"status: (\w+)", asking.result().stdout))
     assert codes.keys() == {"NOERROR"}, codes
     assert codes["NOERROR"] > 1000
