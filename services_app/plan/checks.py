@@ -245,7 +245,7 @@ def _check_selecting(
     objects: Mapping[str, Document],
     nodes: Iterable[Document],
 ) -> Iterator[Finding]:
-    zones = {n["metadata"]["name"]: (n["metadata"].get("labels") or {}).get(endpoints.ZONE, "") for n in nodes}
+    zones = {node["metadata"]["name"]: endpoints.zone_of(node) for node in nodes}
     by_namespace: dict[str, list[tuple[dict[str, str], Document]]] = defaultdict(list)
     for pod in pods:
         traits = endpoints.traits(pod)

@@ -96,6 +96,11 @@ def is_ready(pod: Document) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
+def zone_of(node: Document | None) -> str:
+    """The zone a Node is in, "" for none."""
+    return ((node or {}).get("metadata", {}).get("labels") or {}).get(ZONE) or ""
+
+
 def plan_slices(
     service: Document,
     pods: Iterable[Document],

@@ -4,8 +4,8 @@ Pure, and without any word of nftables or Knot: `render` spells what is decided 
 Rules: k8s v1.36 pkg/proxy (endpointslicecache.go, topology.go) and the Kubernetes DNS specification 1.1.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Any
@@ -29,10 +29,16 @@ class Backend:
 
 @dataclass(frozen=True)
 class Group:
-    """The endpoints that traffic under the Cluster policy may reach, in the order of their slots."""
+    """The endpoints that traffic under the Cluster policy may reach, in the order of their slots.
+
+    nodes: Node -> those that it prefers; zones: zone -> those that Nodes there prefer which are not in `nodes`; never
+    empty. backends: what every other Node takes.
+    """
 
     id: int
     backends: tuple[Backend, ...]
+    nodes: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
+    zones: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,9 @@ class Record:
 
 # (port, policy) -> group id; port as `group_port` writes it
 Groups = Mapping[tuple[str, str], int]
+# (address, port, "forNodes" or "forZones") -> the Nodes or zones an endpoint is meant for
+_Hints = Mapping[tuple[str, int, str], Set[str]]
+_HINTS = ("forNodes", "forZones")
 
 
 def group_port(port: Document) -> str:
@@ -194,7 +203,7 @@ def _route(
     groups: Groups,
 ) -> Route:
     """Which endpoints each policy takes follows k8s v1.36 pkg/proxy/topology.go, CategorizeEndpoints."""
-    ready, draining = _endpoints(port, slices, addresses.version)
+    ready, draining, hints = _endpoints(port, slices, addresses.version)
     node_port = port.get("nodePort") or None
     is_external = bool(node_port or addresses.external_ips or addresses.restricted_ips)
     is_internal_local = spec.get("internalTrafficPolicy") == LOCAL
@@ -202,7 +211,8 @@ def _route(
     cluster = local = None
     # Also where the external policy is Local: clients on the node reach every endpoint by an external address.
     if not is_internal_local or is_external:
-        cluster = Group(groups[group_port(port), CLUSTER], ready or draining)
+        nodes, zones = (_hinted(ready, hints, key) for key in _HINTS)
+        cluster = Group(groups[group_port(port), CLUSTER], ready or draining, nodes, zones)
     if is_internal_local or is_external_local:
         local = LocalGroup(groups[group_port(port), LOCAL], {**by_node(draining), **by_node(ready)})
     affinity = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
@@ -243,15 +253,28 @@ def plan_health_check(service: Document, slices: Iterable[Document]) -> HealthCh
     return HealthCheck(number, {node: len(addresses) for node, addresses in sorted(found.items())})
 
 
+def _hinted(ready: tuple[Backend, ...], hints: _Hints, key: str) -> dict[str, tuple[Backend, ...]]:
+    """Node or zone -> the endpoints that are meant for it; none as soon as one ready endpoint is meant for nobody."""
+    found: dict[str, list[Backend]] = {}
+    for backend in ready:
+        names = hints.get((backend.address, backend.port, key))
+        if not names:
+            return {}
+        for name in names:
+            found.setdefault(name, []).append(backend)
+    return {name: tuple(backends) for name, backends in sorted(found.items())}
+
+
 def _endpoints(
     port: Document, slices: Iterable[Document], version: int
-) -> tuple[tuple[Backend, ...], tuple[Backend, ...]]:
-    """Ready endpoints, and those that end but still serve (KEP-1669); each address and port once, sorted.
+) -> tuple[tuple[Backend, ...], tuple[Backend, ...], _Hints]:
+    """Ready endpoints, those that end but still serve (KEP-1669), each address and port once, sorted; and their hints.
 
-    Two slices may name the same endpoint, with or without its Node: what is known of the Node wins.
+    Two slices may name the same endpoint, with or without its Node: what is known of the Node wins, hints add up.
     """
     ready: dict[tuple[str, int], Backend] = {}
     draining: dict[tuple[str, int], Backend] = {}
+    hints: dict[tuple[str, int, str], set[str]] = {}
     for item in slices:
         number = _port_number(item, port)
         if number is None or item["addressType"] != f"IPv{version}":
@@ -270,9 +293,12 @@ def _endpoints(
                 continue
             key = backend.address, backend.port
             found[key] = max(backend, found.get(key, backend))
+            for kind in _HINTS:
+                for hint in (endpoint.get("hints") or {}).get(kind) or ():
+                    hints.setdefault((address, number, kind), set()).add(hint["name"])
     for key in ready:
         draining.pop(key, None)
-    return tuple(sorted(ready.values())), tuple(sorted(draining.values()))
+    return tuple(sorted(ready.values())), tuple(sorted(draining.values())), hints
 
 
 def by_node(backends: Iterable[Backend]) -> dict[str, tuple[Backend, ...]]:

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from services_app import changes, models, store
+from services_app.plan.endpoints import zone_of
 from services_app.render.node import (
     BASE_OWNER,
     Cluster,
@@ -23,7 +24,7 @@ from services_app.render.node import (
     render_base,
     render_owner,
 )
-from services_app.spec import kube_proxy
+from services_app.spec import kinds, kube_proxy
 
 KEPT = 50_000  # rendered owners; a Service with ten endpoints takes some 5 KB
 
@@ -78,7 +79,7 @@ def cluster() -> Cluster:
 class _Reading:
     """What changed after `since`, as of `revision`; `newest` was the last revision for nodes then.
 
-    has_base: whether nodes' base may have changed, too.
+    has_base: whether nodes' base may have changed, too. moved: Nodes that are in another zone since.
     """
 
     since: int | None
@@ -86,6 +87,7 @@ class _Reading:
     revision: int
     rendered: dict[str, Rendered]
     has_base: bool
+    moved: frozenset[str] = frozenset()
 
 
 class _Readings:
@@ -116,10 +118,16 @@ def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -
     All of it is of one revision but the base, which is as of now. address: the node's own when its Node names none.
     """
     reading = _readings.after(since)
-    owners = {owner: rendered.on(node) for owner, rendered in reading.rendered.items()}
-    if with_base or reading.has_base:
+    if node in reading.moved:
+        reading = _readings.after(None)  # whatever is routed by zone may be another's now
+    has_base = with_base or reading.has_base
+    document, zone = None, ""
+    if has_base or any(rendered.nearby for rendered in reading.rendered.values()):
         text = models.Node.objects.filter(name=node).values_list("document", flat=True).first()
         document = json.loads(text) if text else None
+        zone = zone_of(document)
+    owners = {owner: rendered.on(node, zone) for owner, rendered in reading.rendered.items()}
+    if has_base:
         network = network_of(document, address)
         owners[BASE_OWNER] = render_base(cluster(), network, kube_proxy.configuration(_proxy_config_map(), document))
     return Delta(reading.revision, reading.since, owners)
@@ -141,7 +149,20 @@ def _read(since: int | None, newest: int) -> _Reading:
             since = None
         changed = None if since is None else changes.owners_changed(since)
         rendered = _read_owners(None if changed is None else changed - {changes.BASE_OWNER})
-    return _Reading(since, newest, plane.revision, rendered, changed is None or changes.BASE_OWNER in changed)
+        has_base = changed is None or changes.BASE_OWNER in changed
+        moved = _moved_nodes(since) if has_base and since is not None else frozenset()
+    return _Reading(since, newest, plane.revision, rendered, has_base, moved)
+
+
+def _moved_nodes(since: int) -> frozenset[str]:
+    """The Nodes that came into another zone after a revision. One query."""
+    rows = models.Change.objects.filter(revision__gt=since, owner=changes.BASE_OWNER, kind=kinds.NODE.plural)
+    found = rows.values_list("name", "previous", "document")
+    return frozenset(
+        name
+        for name, previous, text in found
+        if zone_of(json.loads(previous) if previous else None) != zone_of(json.loads(text))
+    )
 
 
 def newest_owner_revision() -> int:

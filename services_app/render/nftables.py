@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services_app.plan.routing import Backend, Route, by_node
+from services_app.plan.routing import Backend, Group, Route, by_node
 
 Resource = tuple[str, str, str]
 DRIVERS = {4: "nft4", 6: "nft6"}
@@ -19,12 +19,26 @@ SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One of several for each node: by its name in `nodes`, else by its zone in `zones`, else `otherwise`."""
+
+    nodes: Mapping[str, tuple[Resource, ...]]
+    zones: Mapping[str, tuple[Resource, ...]]
+    otherwise: tuple[Resource, ...]
+
+    def on(self, node: str, zone: str) -> tuple[Resource, ...]:
+        found = self.nodes.get(node) or self.zones.get(zone)
+        return self.otherwise if found is None else found
+
+
+@dataclass(frozen=True)
 class Elements:
-    """A Service's elements: on every node, on the Node of that name, and on nodes not named in `local`."""
+    """A Service's elements: on every node, on the Node of that name, on nodes not named in `local`, and by `nearby`."""
 
     shared: tuple[Resource, ...] = ()
     local: dict[str, tuple[Resource, ...]] = field(default_factory=dict)
     elsewhere: tuple[Resource, ...] = ()
+    nearby: tuple[Choice, ...] = ()
 
 
 def render_routes(routes: Iterable[Route]) -> Elements:
@@ -32,11 +46,18 @@ def render_routes(routes: Iterable[Route]) -> Elements:
     shared: dict[tuple[str, str], str] = {}
     here: dict[str, dict[tuple[str, str], str]] = {}
     elsewhere: dict[tuple[str, str], str] = {}
+    nearby: list[Choice] = []
     for route in routes:
         if route.protocol not in PROTOCOLS:
             continue
         driver = DRIVERS[route.version]
         shared.update(((driver, key), value) for key, value in _shared(route))
+        if route.cluster:
+            choice = _cluster_group(driver, route.cluster, route)
+            if choice.nodes or choice.zones:
+                nearby.append(choice)
+            else:
+                shared.update(((driver, key), value) for _, key, value in choice.otherwise)
         if route.local:
             # Also for a Node with endpoints: they may be another port's.
             for key, value in _group(route.local.id, (), route):
@@ -49,7 +70,18 @@ def render_routes(routes: Iterable[Route]) -> Elements:
                 for key, value in _group(route.local.id, backends, route):
                     here[node][driver, key] = value
     local = {node: _resources({**elsewhere, **elements}) for node, elements in sorted(here.items())}
-    return Elements(_resources(shared), local, _resources(elsewhere))
+    return Elements(_resources(shared), local, _resources(elsewhere), tuple(nearby))
+
+
+def _cluster_group(driver: str, group: Group, route: Route) -> Choice:
+    def elements(backends: Sequence[Backend]) -> tuple[Resource, ...]:
+        return tuple((driver, key, value) for key, value in _group(group.id, backends, route))
+
+    return Choice(
+        {node: elements(backends) for node, backends in group.nodes.items()},
+        {zone: elements(backends) for zone, backends in group.zones.items()},
+        elements(group.backends),
+    )
 
 
 def _resources(elements: Mapping[tuple[str, str], str]) -> tuple[Resource, ...]:
@@ -61,8 +93,6 @@ def _shared(route: Route) -> Iterable[tuple[str, str]]:
     internal = local.id if local and route.is_internal_local else cluster.id if cluster else 0
     yield f"frontends {route.cluster_ip} . {route.protocol} . {route.port}", _mark(internal)
     yield f"cluster_ips {route.cluster_ip}", ""
-    if cluster:
-        yield from _group(cluster.id, cluster.backends, route)
     if not route.is_external or not cluster:
         return
     is_local = bool(local and route.is_external_local)

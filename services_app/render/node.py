@@ -73,15 +73,20 @@ class OwnerState:
 
 @dataclass(frozen=True)
 class Rendered:
-    """An owner's resources: the same everywhere, and what a Node holds besides: `local` by its name, else `elsewhere`."""
+    """An owner's resources: the same everywhere, and what a Node holds besides: `local` by its name, else `elsewhere`.
+
+    nearby: of each what is chosen by the Node's name and zone.
+    """
 
     shared: tuple[Resource, ...] = ()
     local: Mapping[str, tuple[Resource, ...]] = field(default_factory=dict)
     elsewhere: tuple[Resource, ...] = ()
+    nearby: tuple[nftables.Choice, ...] = ()
 
-    def on(self, node: str) -> list[Resource]:
-        """All that the named Node holds of the owner."""
-        return [*self.shared, *self.local.get(node, self.elsewhere)]
+    def on(self, node: str, zone: str = "") -> list[Resource]:
+        """All that the named Node holds of the owner; zone: the one it is in, "" for none."""
+        near = (resource for choice in self.nearby for resource in choice.on(node, zone))
+        return [*self.shared, *self.local.get(node, self.elsewhere), *near]
 
 
 def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
@@ -93,14 +98,17 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
     shared, local, elsewhere = (*elements.shared, *names), elements.local, elements.elsewhere
     check = plan_health_check(state.service, state.slices)
     if check is None:
-        return Rendered(shared, local, elsewhere)
+        return Rendered(shared, local, elsewhere, elements.nearby)
 
     def answer(node: str) -> Resource:
         return "health", f"port {check.port}", f"{state.owner} {check.endpoints.get(node, 0)}"
 
     nodes = sorted({*local, *check.endpoints})
     return Rendered(
-        shared, {node: (*local.get(node, elsewhere), answer(node)) for node in nodes}, (*elsewhere, answer(""))
+        shared,
+        {node: (*local.get(node, elsewhere), answer(node)) for node in nodes},
+        (*elsewhere, answer("")),
+        elements.nearby,
     )
 
 

@@ -278,7 +278,7 @@ class Transaction:
                 self.affected.setdefault((namespace, name), None)
 
     def _node_changed(self, before: Document | None, after: Document | None) -> None:
-        if before is not None and after is not None and _zone(before) == _zone(after):
+        if before is not None and after is not None and endpoints.zone_of(before) == endpoints.zone_of(after):
             return
         name = (after or before or {})["metadata"]["name"]
         for namespace, labels in models.Pod.objects.filter(node_name=name).values_list("namespace", "labels"):
@@ -453,11 +453,12 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
 
 
 def _base_differs(before: Document, after: Document) -> bool:
-    """Whether a node's own base could differ: its addresses, the networks of its containers, its configuration."""
+    """Whether a node's own base could differ: its addresses, its containers' networks, its configuration; or its zone."""
     return (
         before["spec"].get("podCIDRs") != after["spec"].get("podCIDRs")
         or (before.get("status") or {}).get("addresses") != (after.get("status") or {}).get("addresses")
         or kube_proxy.of_node(before) != kube_proxy.of_node(after)
+        or endpoints.zone_of(before) != endpoints.zone_of(after)
     )
 
 
@@ -475,7 +476,3 @@ def _derivation_differs(before: Document | None, after: Document) -> bool:
     if before is None:
         return True
     return before["spec"] != after["spec"] or (before["metadata"].get("labels") != after["metadata"].get("labels"))
-
-
-def _zone(node: Document) -> str | None:
-    return (node["metadata"].get("labels") or {}).get(endpoints.ZONE)

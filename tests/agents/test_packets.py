@@ -54,6 +54,7 @@ class Host:
         self.agent = Agent(self.node)
         self.held: dict[str, list[list[str]]] = {}
         self.pod_cidrs: list[str] = []
+        self.zone = ""
         self._numbers = itertools.count(1)
         self._revision = 0
 
@@ -65,7 +66,7 @@ class Host:
         owner = f"shop/{name}"
         groups = {(f"{p}/80", policy): n for n, (p, policy) in enumerate(itertools.product(*GROUPS), start=1)}
         rendered = render_owner(OwnerState(owner, service, slices, groups), CLUSTER)
-        self.held[owner] = [list(resource) for resource in rendered.on("here")]
+        self.held[owner] = [list(resource) for resource in rendered.on("here", self.zone)]
         self._apply({owner: self.held[owner]}, self._revision)
 
     def send_all(self, *node_port_addresses: str) -> None:
@@ -279,6 +280,53 @@ def test_external_policy_local_keeps_the_client_and_drops_without_endpoints(
     for name in ("node port", "external ip"):
         assert reached(client, way[name], protocol, count=2) == {"timeout"}
         assert reached(host.node, way[name], protocol, count=2) == {host.elsewhere.name}
+
+
+@both
+@pytest.mark.parametrize("affinity", [False, True])
+def test_a_node_prefers_the_endpoints_that_are_meant_for_it_or_its_zone(
+    host: Host, version: int, affinity: bool
+) -> None:
+    def send(*hints: dict[str, list[str]], **spec: Any) -> None:
+        found = slices(host, (host.inside, READY), (host.other, READY), (host.elsewhere, READY))
+        for item in found:
+            for endpoint, hinted in zip(item["endpoints"], hints, strict=True):
+                endpoint["hints"] = {key: [{"name": name} for name in names] for key, names in hinted.items()}
+        host.send(with_affinity(1, **spec) if affinity else a_service(**spec), found)
+
+    def found_by_all() -> set[str]:
+        """By the node, and by a client outside by each way: they are told apart by nothing."""
+        if affinity:
+            time.sleep(1.1)
+        names = reached(host.node, ways(host, version)["cluster ip"])
+        for _, way in list(ways(host, version).items())[1:]:
+            names |= reached(host.lab.client, way)
+        return names
+
+    inside, other, elsewhere = (place.name for place in (host.inside, host.other, host.elsewhere))
+    route_external(host, version)
+    a, b, both_zones = {"forZones": ["a"]}, {"forZones": ["b"]}, {"forZones": ["a", "b"]}
+    host.zone = "a"
+    try:
+        send(a, b, both_zones)
+        names = found_by_all()
+        assert names <= {inside, elsewhere} if affinity else names == {inside, elsewhere}
+        send(b, b, b)
+        assert affinity or found_by_all() == {inside, other, elsewhere}
+        send(b, b, a)
+        assert found_by_all() == {elsewhere}
+        send({**a, "forNodes": ["there"]}, {**b, "forNodes": ["here"]}, {**a, "forNodes": ["there"]})
+        assert found_by_all() == {other}
+        # A Local policy asks for no hints, but the node itself is not "outside".
+        if not affinity:
+            send(b, b, a, externalTrafficPolicy="Local")
+            assert reached(host.lab.client, ways(host, version)["node port"]) == {inside, other}
+            assert reached(host.node, ways(host, version)["node port"]) == {elsewhere}
+            host.zone = ""
+            send(b, b, a)
+            assert found_by_all() == {inside, other, elsewhere}
+    finally:
+        host.zone = ""
 
 
 @both

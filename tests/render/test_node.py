@@ -30,6 +30,13 @@ def a_slice(ports, *endpoints, conditions=READY):
     }
 
 
+def hinted(item, zones):
+    """Each endpoint is meant for its own node and zone."""
+    for endpoint, zone in zip(item["endpoints"], zones, strict=True):
+        endpoint["hints"] = {"forNodes": [{"name": endpoint["nodeName"]}], "forZones": [{"name": zone}]}
+    return item
+
+
 DRAINING = {"ready": False, "serving": True, "terminating": True}
 CLUSTER_AND_LOCAL = {("TCP/80", "Cluster"): 5, ("TCP/80", "Local"): 6}
 HTTP = [{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}]
@@ -70,6 +77,16 @@ CASES = {
         (
             a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2")),
             a_slice([("http", "TCP", 8080)], ("fd00:1::11", "n1")),
+        ),
+        CLUSTER_AND_LOCAL,
+    ),
+    "zones": OwnerState(
+        "shop/web",
+        a_service(trafficDistribution="PreferSameNode", ports=HTTP),
+        (
+            hinted(
+                a_slice([("http", "TCP", 8080)], ("10.1.0.11", "n1"), ("10.1.0.12", "n2"), ("10.1.0.13", "n3")), "aab"
+            ),
         ),
         CLUSTER_AND_LOCAL,
     ),
@@ -164,6 +181,10 @@ def test_a_service_on_a_node(case, request):
     lines = [" | ".join(r) for r in rendered.shared]
     lines += [f"only on n1: {' | '.join(r)}" for r in rendered.local.get("n1", ())]
     lines += [f"on other nodes: {' | '.join(r)}" for r in rendered.elsewhere]
+    for choice in rendered.nearby:
+        lines += [f"only on {node}: {' | '.join(r)}" for node, found in choice.nodes.items() for r in found]
+        lines += [f"in zone {zone}: {' | '.join(r)}" for zone, found in choice.zones.items() for r in found]
+        lines += [f"otherwise: {' | '.join(r)}" for r in choice.otherwise]
     text = "".join(f"{line}\n" for line in lines)
     path = GOLDEN / f"{case}.txt"
     if request.config.getoption("--update-golden"):

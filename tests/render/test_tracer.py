@@ -28,6 +28,8 @@ DRAINING = {"ready": False, "serving": True, "terminating": True}
 UNREADY = {"ready": False, "serving": False, "terminating": False}
 RANGES = ["198.51.100.0/25", "198.51.0.0/16", "192.0.2.11/32", "10.1.1.0/24", "2001:db8:9::/64", "fd00:1:1::7/128"]
 NODE_PORT_ADDRESSES = [("primary",), ("192.0.2.8/30",), ("192.0.2.0/24", "2001:db8::12/128"), ("10.0.0.0/8",)]
+ZONE_A, ZONE_B = ({"forZones": [{"name": zone}]} for zone in ("a", "b"))
+HINTS = [ZONE_A, ZONE_B, {**ZONE_A, "forNodes": [{"name": "n1"}]}, {**ZONE_B, "forNodes": [{"name": "n2"}]}]
 OUTSIDE = {4: ["198.51.100.7", "198.51.100.200", "203.0.113.77"], 6: ["2001:db8:9::1", "2001:db8:a::1"]}
 PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
@@ -38,11 +40,12 @@ NUMBERS = {"http": 8080, "dns": 5353}
 
 @dataclass(frozen=True)
 class World:
-    """Services with their slices, on nodes whose containers' networks are known or not."""
+    """Services with their slices, on nodes whose containers' networks are known or not. zones: Node -> its zone."""
 
     services: dict[str, tuple[Document, tuple[Document, ...]]]
     has_pod_cidrs: bool
     node_port_addresses: tuple[str, ...] = ()
+    zones: tuple[tuple[str, str], ...] = ()
 
     def resources(self, node: str) -> dict[str, list[list[str]]]:
         """Owner -> what the node is sent of it."""
@@ -53,7 +56,7 @@ class World:
         for number, (owner, (service, slices)) in enumerate(sorted(self.services.items())):
             wanted = {key: number * 16 + n for n, key in enumerate(sorted(groups_wanted(service)), start=1)}
             rendered = render_owner(OwnerState(owner, service, slices, wanted), CLUSTER)
-            found[owner] = [list(resource) for resource in rendered.on(node)]
+            found[owner] = [list(resource) for resource in rendered.on(node, dict(self.zones).get(node, ""))]
         return found
 
 
@@ -84,12 +87,14 @@ def a_service(draw: st.DrawFn, number: int) -> tuple[Document, tuple[Document, .
         chosen = draw(st.lists(st.sampled_from(balancers), unique=True))
         status = {"loadBalancer": {"ingress": [{"ip": text, "ipMode": draw(modes)} for text in chosen]}}
     slices = []
+    hints = st.sampled_from(draw(st.sampled_from([[{}], HINTS, HINTS[:2], HINTS[2:]])))
     for version in (4, 6):
         endpoints = [
             {
                 "addresses": [address(version, number, last)],
                 "conditions": draw(st.sampled_from([READY, READY, DRAINING, UNREADY, {}])),
                 "nodeName": draw(st.sampled_from(["n1", "n2", "n1", "n2", ""])),
+                "hints": draw(hints),
             }
             for last in draw(st.lists(st.integers(1, 7), unique=True, max_size=4))
         ]
@@ -106,7 +111,8 @@ PROTOCOLS = {port["name"]: port["protocol"] for port in PORTS}
 def a_world(draw: st.DrawFn) -> World:
     numbers = draw(st.lists(st.sampled_from([1, 2, 3]), unique=True, min_size=1))
     services = {f"shop/s{number}": draw(a_service(number)) for number in numbers}
-    return World(services, draw(st.booleans()), draw(st.sampled_from([(), *NODE_PORT_ADDRESSES])))
+    zones = tuple((node, zone) for node in NODES if (zone := draw(st.sampled_from(["a", "b", ""]))))
+    return World(services, draw(st.booleans()), draw(st.sampled_from([(), *NODE_PORT_ADDRESSES])), zones)
 
 
 def clients(world: World, version: int, node: str) -> list[str]:
@@ -183,6 +189,8 @@ def chosen(
     stays = policy == "Local" and (is_internal or not is_inside)
     in_reach = [e for e in endpoints if not stays or e["nodeName"] == node]
     ready = [e for e in in_reach if e["conditions"].get("ready", True)]
+    if not stays:
+        ready = nearest(ready, "forNodes", node) or nearest(ready, "forZones", dict(world.zones).get(node)) or ready
     draining = [e for e in in_reach if e["conditions"].get("terminating") and e["conditions"].get("serving")]
     if not ready and not draining:
         usable = [e for e in endpoints if e["conditions"] != UNREADY]
@@ -196,6 +204,12 @@ def chosen(
         )
     affinity = 60 if spec.get("sessionAffinity") == "ClientIP" else None
     return Outcome(DELIVERED, tuple(sorted(targets)), affinity)
+
+
+def nearest(ready: list[Document], kind: str, name: str | None) -> list[Document]:
+    """Hints count when every ready endpoint has one; then those for this node or zone are taken, if there are any."""
+    names = [[hint["name"] for hint in endpoint["hints"].get(kind, [])] for endpoint in ready]
+    return [e for e, hinted in zip(ready, names, strict=True) if name in hinted] if all(names) else []
 
 
 @settings(max_examples=100, deadline=None)
