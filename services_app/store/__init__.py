@@ -1,14 +1,15 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, updates, applies and deletes; `listing` lists; `claims` gives out addresses and ports from the
-`ranges`; `addresses` and `servicecidrs` do for IPAddresses and ServiceCIDRs what controllers do in Kubernetes;
-`transaction` writes under the counter row and derives endpoints; `forms` says how objects lie in the database; `status`
-writes what nodes report; `events` tells about objects; `checks` and `repair` look whether all of it holds; `bootstrap`
-makes what every cluster has.
+`objects` creates, gets, updates and applies; `deletion` deletes; `listing` lists; `claims` gives out addresses and
+ports from the `ranges`; `addresses` and `servicecidrs` do for IPAddresses and ServiceCIDRs what controllers do in
+Kubernetes; `transaction` writes under the counter row and derives endpoints; `forms` says how objects lie in the
+database; `status` writes what nodes report; `events` tells about objects; `checks` and `repair` look whether all of it
+holds; `bootstrap` makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap, ensure_ranges
 from services_app.store.checks import check_everything
+from services_app.store.deletion import delete, finish_namespace
 from services_app.store.forms import shown_text
 from services_app.store.listing import Page, too_large
 from services_app.store.listing import list_objects as list
@@ -18,8 +19,6 @@ from services_app.store.objects import (
     apply,
     cluster_settings,
     create,
-    delete,
-    finish_namespace,
     get,
     update,
 )

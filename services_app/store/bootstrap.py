@@ -16,7 +16,8 @@ from services_app import changes, models
 from services_app.spec import kinds, servicecidr
 from services_app.spec.errors import AlreadyExists, NotFound
 from services_app.store import addresses, events
-from services_app.store.objects import PERMANENT_NAMESPACES, Actor, cluster_settings, create, get, update
+from services_app.store.deletion import PERMANENT_NAMESPACES
+from services_app.store.objects import Actor, cluster_settings, create, get, update
 from services_app.store.transaction import Transaction
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Create, get, update and delete API objects: the one way in.
+"""Create, get and update API objects: the one way in.
 
 A write: parse and judge first, without any lock; then one transaction with claims, counter row, derivation, log.
 """
@@ -6,7 +6,6 @@ A write: parse and judge first, without any lock; then one transaction with clai
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,7 +15,7 @@ from uuid import UUID, uuid4
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
-from services_app import audit, models
+from services_app import models
 from services_app.changes import Rows, encode
 from services_app.plan import kubelet
 from services_app.spec import ingress, kinds, managed_fields, objects
@@ -31,11 +30,11 @@ from services_app.spec.errors import (
     invalid,
 )
 from services_app.spec.kinds import Kind
-from services_app.spec.meta import ordered, timestamp
-from services_app.spec.namespace import FINALIZER
+from services_app.spec.meta import timestamp
 from services_app.spec.objects import ClusterSettings
-from services_app.store import addresses, claims, forms, ranges, servicecidrs
-from services_app.store.columns import deletion_deadline, model_of, node_addresses
+from services_app.store import claims, forms, ranges, servicecidrs
+from services_app.store.columns import model_of, node_addresses
+from services_app.store.removal import is_held, remove
 from services_app.store.transaction import Transaction, name_suffix
 
 Document = dict[str, Any]
@@ -64,7 +63,7 @@ class Stored:
     created: bool = False
 
 
-class _DryRun(Exception):
+class DryRun(Exception):
     """Rolls a tried write back; carries what it would have returned."""
 
     def __init__(self, stored: Stored) -> None:
@@ -183,7 +182,7 @@ def _create_once(
         if dry_run:
             tx.send()
             del metadata["resourceVersion"]
-            raise _DryRun(Stored(encode(document), 0, created=True))
+            raise DryRun(Stored(encode(document), 0, created=True))
         revision = tx.log.revision
         if kind is kinds.SERVICE_CIDR:
             servicecidrs.make_ready(tx, document, text)
@@ -313,12 +312,12 @@ def _update_once(
         if kind is kinds.POD and subresource != "status":
             document = _as_kubelet(document, now)
         if dry_run:
-            raise _DryRun(Stored(encode(document), current.revision))
-        if document["metadata"].get("deletionTimestamp") and not _is_held(kind, document):
-            removed = _remove(tx, kind, document, current.document)
+            raise DryRun(Stored(encode(document), current.revision))
+        if document["metadata"].get("deletionTimestamp") and not is_held(kind, document):
+            _, revision = remove(tx, kind, document, current.document)
             # The answer carries the version that was changed, as in Kubernetes; watchers get that of the removal.
             document["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
-            return Stored(encode(document), removed.revision)
+            return Stored(encode(document), revision)
         text = tx.update(kind, document, current.document)
         revision = tx.log.revision
         if kind is kinds.SERVICE and not subresource:
@@ -404,236 +403,6 @@ def apply(
     raise AssertionError("unreachable")
 
 
-def _is_held(kind: Kind, document: Document) -> bool:
-    """Whether something still keeps a deleted object: finalizers, a Namespace's contents, or a Pod's grace period."""
-    metadata = document["metadata"]
-    if metadata.get("finalizers") or kind is kinds.NAMESPACE:  # a Namespace goes when it is empty: finish_namespace
-        return True
-    return kind is kinds.POD and bool(metadata.get("deletionGracePeriodSeconds"))
-
-
-def delete(
-    kind: Kind,
-    namespace: str,
-    name: str,
-    *,
-    actor: Actor,
-    dry_run: bool = False,
-    preconditions: dict[str, str] | None = None,
-    grace_period_s: int | None = None,
-    propagation: str | None = None,
-) -> Stored:
-    """Delete an object and what was derived from it; returns its last state.
-
-    Objects with finalizers, Pods and Namespaces are marked first; while something holds them, `revision` is that of the
-    mark. preconditions: uid, resourceVersion. propagation: "Orphan" leaves derived objects behind, without their owner;
-    "Foreground" removes them and tells by a mark that they go first; None follows the object's finalizers.
-    Raises NotFound, Conflict, Forbidden for the namespaces every cluster has.
-    """
-    if kind is kinds.NAMESPACE and name in PERMANENT_NAMESPACES:
-        raise Forbidden(kind, name, "this namespace may not be deleted")
-    stored = retried(
-        lambda: _delete_once(kind, namespace, name, actor, dry_run, preconditions, grace_period_s, propagation)
-    )
-    if kind is kinds.NAMESPACE and not dry_run:
-        finish_namespace(name, actor=actor, at_most=EMPTIED_AT_ONCE)
-    if kind is kinds.SERVICE_CIDR and not dry_run:
-        servicecidrs.finish_retirement(name, actor=actor)
-    return stored
-
-
-def _delete_once(
-    kind: Kind,
-    namespace: str,
-    name: str,
-    actor: Actor,
-    dry_run: bool,
-    preconditions: dict[str, str] | None,
-    grace_period_s: int | None,
-    propagation: str | None,
-) -> Stored:
-    now = timezone.now()
-    with transaction.atomic():
-        tx = Transaction(user=actor.user, request_id=actor.request_id, now=now)
-        current = get(kind, namespace, name)
-        document = json.loads(current.document)
-        metadata = document["metadata"]
-        _check_preconditions(kind, name, metadata, preconditions or {})
-        if dry_run:
-            raise _DryRun(current)
-        others = [mark for mark in metadata.get("finalizers") or () if mark not in COLLECTORS.values()]
-        propagation = propagation or _propagation_of(metadata)
-        collector = COLLECTORS.get(propagation or "") if kind is not kinds.NAMESPACE else None
-        if not others and not collector and kind not in (kinds.POD, kinds.NAMESPACE):
-            return _remove(tx, kind, document, current.document, propagation)
-        grace_s = _grace_period_s(kind, document, grace_period_s)
-        if metadata.get("deletionTimestamp") and grace_s >= metadata.get("deletionGracePeriodSeconds", 0):
-            return current
-        _mark(kind, document, [*others, collector] if collector else others, deletion_deadline(now, grace_s), grace_s)
-        marked = Stored(tx.update(kind, document, current.document), tx.log.revision)
-        text = marked.document
-        if collector:
-            # What a garbage collector would do next; the mark told watchers of it.
-            _collect(tx, kind, document, propagation)
-            document["metadata"]["finalizers"] = others
-            if others:
-                tx.update(kind, document, text)
-            else:
-                del document["metadata"]["finalizers"]
-        if not others and kind is not kinds.NAMESPACE and not grace_s:
-            removed = _remove(tx, kind, document, text, propagation)
-            return marked if collector else removed
-        tx.finish()
-    return marked
-
-
-# Propagation policy -> the finalizer by which Kubernetes tells that dependents are seen to first
-COLLECTORS = {"Foreground": "foregroundDeletion", "Orphan": "orphan"}
-
-
-def _propagation_of(metadata: Document) -> str | None:
-    """The policy that an object's own finalizers ask for."""
-    asked = metadata.get("finalizers") or ()
-    return next((policy for policy, mark in COLLECTORS.items() if mark in asked), None)
-
-
-def _check_preconditions(kind: Kind, name: str, metadata: Document, wanted: dict[str, str]) -> None:
-    for key, word in (("uid", "UID"), ("resourceVersion", "ResourceVersion")):
-        if wanted.get(key) and wanted[key] != metadata[key]:
-            message = (
-                f"the {word} in the precondition ({wanted[key]}) does not match the {word} in record ({metadata[key]})"
-            )
-            raise Conflict(kind, name, message, named=kind.kind)
-
-
-def _mark(kind: Kind, document: Document, finalizers: list[str], deadline: datetime, grace_s: int) -> None:
-    """Note on an object that it goes, and what holds it until then."""
-    metadata = document["metadata"]
-    metadata["deletionTimestamp"] = timestamp(deadline)
-    if kind is kinds.NAMESPACE:
-        document["status"] = {**(document.get("status") or {}), "phase": "Terminating"}
-    else:
-        metadata["deletionGracePeriodSeconds"] = grace_s
-    if finalizers:
-        metadata["finalizers"] = finalizers
-    else:
-        metadata.pop("finalizers", None)
-    document["metadata"] = ordered(metadata)
-
-
-def _grace_period_s(kind: Kind, document: Document, asked: int | None) -> int:
-    """How long a Pod that is bound to a node may still be seen ending; 0 for all else."""
-    if kind is not kinds.POD or not document["spec"].get("nodeName"):
-        return 0
-    if (document.get("status") or {}).get("phase") in ("Failed", "Succeeded"):
-        return 0
-    default = document["spec"].get("terminationGracePeriodSeconds")
-    return asked if asked is not None else (30 if default is None else default)
-
-
-def _remove(
-    tx: Transaction,
-    kind: Kind,
-    document: Document,
-    previous: str,
-    propagation: str | None = None,
-) -> Stored:
-    """Take an object out, with its claims and what was derived from it."""
-    holder = None
-    if kind is kinds.IP_ADDRESS:
-        address = document["metadata"]["name"]
-        holder = addresses.service_of(address)
-        if holder is None:
-            claims.release_by_hand(address, ranges.at(tx.log.ranges_revision))
-    if kind is kinds.SERVICE:
-        uid = UUID(document["metadata"]["uid"])
-        claims.release(uid, document, None, ranges.at(tx.log.ranges_revision))
-        models.EndpointGroup.objects.filter(service_id=uid).delete()
-        _collect(tx, kind, document, propagation)
-    text = tx.delete(kind, document, previous)
-    revision = tx.log.revision
-    if holder is not None:
-        addresses.insert(tx, address, *holder)  # the Service still has it: Kubernetes' repair makes it anew
-    tx.finish()
-    return Stored(text, revision)
-
-
-def _collect(tx: Transaction, kind: Kind, owner: Document, propagation: str | None) -> None:
-    """See to what was derived from an object: removed, or left behind without its owner when that is the policy."""
-    if kind is not kinds.SERVICE:
-        return
-    metadata = owner["metadata"]
-    slices = models.EndpointSlice.objects.filter(namespace=metadata["namespace"], service_name=metadata["name"])
-    for text in slices.order_by("name").values_list("document", flat=True):
-        document = json.loads(text)
-        owners = document["metadata"].get("ownerReferences") or ()
-        left = [reference for reference in owners if reference.get("uid") != metadata["uid"]]
-        if len(left) == len(owners):
-            continue
-        if propagation != "Orphan":
-            tx.delete(kinds.ENDPOINT_SLICE, document, text)
-        elif left:
-            document["metadata"]["ownerReferences"] = left
-            tx.update(kinds.ENDPOINT_SLICE, document, text)
-        else:
-            del document["metadata"]["ownerReferences"]
-            tx.update(kinds.ENDPOINT_SLICE, document, text)
-    if propagation == "Orphan":
-        return
-    rows = models.Endpoints.objects.filter(namespace=metadata["namespace"], name=metadata["name"])
-    for text in rows.values_list("document", flat=True):
-        # As in Kubernetes, Endpoints of a Service's name go with it, whoever wrote them.
-        tx.delete(kinds.ENDPOINTS, json.loads(text), text)
-
-
-# Namespaces: emptied, then gone
-
-PERMANENT_NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
-EMPTIED_AT_ONCE = 500  # objects a DELETE of a Namespace removes before it answers; the rest follows in the background
-# Causes before what is derived from them, so that nothing is derived again on the way out.
-_FIRST = (kinds.SERVICE, kinds.POD)
-_CONTENT = (*_FIRST, *(k for k in kinds.STORED if k.namespaced and k not in (*_FIRST, kinds.EVENTS_EVENT)))
-
-
-def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
-    """Remove what a Namespace that goes still holds, then itself. Whether it is gone; False after `at_most` objects."""
-    left = at_most
-    for kind in _CONTENT:
-        while names := [*model_of(kind).objects.filter(namespace=name).values_list("name", flat=True)[:100]]:
-            if left <= 0:
-                return False
-            left -= len(names)
-            for item in names:
-                with suppress(NotFound):
-                    stored = delete(kind, name, item, actor=actor, grace_period_s=0)
-                    if json.loads(stored.document)["metadata"].get("finalizers"):
-                        return False
-    with suppress(NotFound), transaction.atomic():
-        tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
-        current = get(kinds.NAMESPACE, "", name)
-        document = json.loads(current.document)
-        if document["status"].get("phase") != "Terminating" or document["metadata"].get("finalizers"):
-            return False
-        if any(finalizer != FINALIZER for finalizer in document["spec"].get("finalizers") or ()):
-            return False
-        if any(model_of(kind).objects.filter(namespace=name).exists() for kind in _CONTENT):
-            return False
-        _take_back_grants(name, actor)
-        tx.delete(kinds.NAMESPACE, document, current.document)
-        tx.finish()
-    return True
-
-
-def _take_back_grants(namespace: str, actor: Actor) -> None:
-    """Grants go with their Namespace, as role bindings do: who makes one of that name anew starts without them."""
-    for grant in models.Grant.objects.select_related("user", "group").filter(namespace=namespace):
-        audit.record(
-            audit.DELETED, "grants", str(grant), namespace=namespace, user=actor.user, request_id=actor.request_id,
-            after={"role": grant.role, "subject": grant.subject, "namespace": namespace},
-        )  # fmt: skip
-        grant.delete()
-
-
 # Transactions
 
 
@@ -642,7 +411,7 @@ def retried(work: Callable[[], T]) -> T:
     for attempt in range(TRIES):
         try:
             return work()
-        except _DryRun as tried:
+        except DryRun as tried:
             return tried.stored  # type: ignore[return-value]
         except OperationalError as err:
             code = getattr(err.__cause__, "sqlstate", None)

@@ -18,6 +18,7 @@ from services_app.spec import kinds
 from services_app.spec.errors import NotFound
 from services_app.spec.meta import timestamp
 from services_app.store import events
+from services_app.store.deletion import delete
 from services_app.store.objects import PROGRAMMED, Actor, addresses_of_node, get, update
 from services_app.store.transaction import Transaction
 
@@ -48,8 +49,6 @@ def adopt_pods(node: str, *, actor: Actor) -> int:
 
 def reap_pods(*, actor: Actor) -> int:
     """Remove the Pods of enrolled nodes whose grace period is over; the number removed."""
-    from services_app.store.objects import delete
-
     enrolled = models.NodeAccess.objects.values("node")
     rows = models.Pod.objects.filter(gone_at__lte=timezone.now(), node_name__in=enrolled)
     reaped = 0

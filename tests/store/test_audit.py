@@ -12,7 +12,8 @@ from services_app import audit, changes, models
 from services_app.models import AuditEntry, AuditRecord, Change
 from services_app.push import tasks
 from services_app.spec import kinds
-from services_app.store.objects import Actor, create, delete, finish_namespace, update
+from services_app.store.deletion import delete, finish_namespace
+from services_app.store.objects import Actor, create, update
 
 ANA = Actor("ana", "request-1")
 EVA = Actor("eva", "request-2")
