@@ -90,6 +90,8 @@ def dashboard(cluster: Cluster, say: Say) -> list[Figure]:
         "service": f"/ui/services/{throughput.NAMESPACE}/many-1/",
         "nodes": "/ui/nodes/",
         "node": f"/ui/nodes/{cluster.lab.nodes[0].name}/",
+        "allocators": "/ui/ranges/",
+        "history": "/ui/history/",
     }
     figures = []
     for name, path in paths.items():
