@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 
 MAX_BODY_BYTES = 3 * 1024 * 1024
+_TRUE = ("1", "t", "T", "TRUE", "true", "True")  # what Go's strconv.ParseBool takes for it
 
 
 class _AsStored(BaseContentNegotiation):
@@ -112,6 +113,8 @@ class ObjectView(ApiView):
         self.actor = store.Actor("", audit.request_id(request.headers))
         self.warnings: list[str] = []
         response: HttpResponse = super().dispatch(request, *args, **kwargs)  # type: ignore[assignment]
+        if request.GET.get("pretty") in _TRUE and response["Content-Type"] == media.JSON:
+            response.content = json.dumps(json.loads(response.content), indent=2, ensure_ascii=False).encode() + b"\n"
         response["Audit-Id"] = self.actor.request_id
         response["Cache-Control"] = "no-cache, private"
         if lines := warning_headers.spell(self.warnings):
@@ -465,7 +468,15 @@ class ObjectView(ApiView):
     ) -> HttpResponse:
         asked = options.read(target.kind, dict(request.query_params.lists()))
         how["dryRun"] = self._dry_run(request, "DeleteOptions", how.get("dryRun"))
-        page = store.list(target.kind, target.namespace, labels=asked.labels, fields=asked.fields)
+        page = store.list(
+            target.kind,
+            target.namespace,
+            labels=asked.labels,
+            fields=asked.fields,
+            limit=asked.limit,
+            continue_token=asked.continue_token,
+            at=asked.at,
+        )
         deleted = []
         for text in page.documents:
             metadata = json.loads(text)["metadata"]
@@ -475,8 +486,11 @@ class ObjectView(ApiView):
             except NotFound:
                 continue
         kind = target.kind
-        metadata = f'{{"resourceVersion":"{changes.head()}"}}'
-        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{metadata},"items":['
+        metadata = {"resourceVersion": str(changes.head())}
+        if page.continue_token:
+            metadata["continue"] = page.continue_token
+        about = json.dumps(metadata, separators=(",", ":"))
+        head = f'{{"kind":"{kind.list_kind}","apiVersion":"{kind.api_version}","metadata":{about},"items":['
         return _text(head + ",".join(_without_type(kind, text) for text in deleted) + "]}", accepted)
 
     def _body(self, request: Request) -> bytes:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from services_app.spec import patches, schema
-from services_app.spec.kinds import BINDING, KINDS, Kind
+from services_app.spec.kinds import BINDING, KINDS, POD, SERVICE, Kind
 
 Document = dict[str, Any]
 
@@ -77,15 +77,27 @@ _SCALARS: dict[str, Document] = {
     "bytes": {"type": "string", "format": "byte"},
     "any": {"type": "object"},
 }
-_WRITE_PARAMETERS = ("dryRun", "fieldManager", "fieldValidation", "pretty")
-_LIST_PARAMETERS = (
-    "allowWatchBookmarks", "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion",
-    "resourceVersionMatch", "sendInitialEvents", "timeoutSeconds", "watch",
+_WRITE_PARAMETERS = ("dryRun", "fieldManager", "fieldValidation")
+_DELETE_PARAMETERS = ("dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy")
+_CHOICE_PARAMETERS = (
+    "continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "resourceVersionMatch",
+    "sendInitialEvents", "timeoutSeconds",
 )  # fmt: skip
+# verb -> what its query may say; "pretty" may be said everywhere
+_PARAMETERS = {
+    "list": ("allowWatchBookmarks", *_CHOICE_PARAMETERS, "watch"),
+    "post": _WRITE_PARAMETERS,
+    "put": _WRITE_PARAMETERS,
+    "patch": (*_WRITE_PARAMETERS, "force"),
+    "delete": _DELETE_PARAMETERS,
+    "deletecollection": (*_CHOICE_PARAMETERS, *_DELETE_PARAMETERS),
+}
 _PARAMETER_TYPES = {
     "allowWatchBookmarks": "boolean",
     "force": "boolean",
+    "gracePeriodSeconds": "integer",
     "limit": "integer",
+    "orphanDependents": "boolean",
     "sendInitialEvents": "boolean",
     "timeoutSeconds": "integer",
     "watch": "boolean",
@@ -107,6 +119,8 @@ def _schemas(kinds: tuple[Kind, ...], version: int) -> Document:
     """Every type that the kinds use, and their lists."""
     made: Document = {}
     waiting = [schema.root(kind) for kind in kinds] + ["ListMeta"]
+    if any("delete" in kind.verbs for kind in kinds):
+        waiting += ["DeleteOptions", "Status"]
     while waiting:
         type_name = waiting.pop()
         name = definition_name(type_name)
@@ -234,6 +248,7 @@ def v3_document(root: str) -> str:
     for path, kind, methods in _paths(kinds):
         item = paths.setdefault(path, {})
         item["parameters"] = [_path_parameter(name) for name in ("name", "namespace") if f"{{{name}}}" in path]
+        item["parameters"].append(_query_parameter("pretty"))
         for method, verb in methods.items():
             item[method] = _v3_operation(method, verb, path, kind)
     document = {
@@ -256,32 +271,42 @@ def v3_document(root: str) -> str:
 
 
 def _v3_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
-    is_list = verb == "list"
-    reference = {"$ref": f"#/components/schemas/{definition_name(schema.root(kind))}{'List' if is_list else ''}"}
-    answer = {"description": "OK", "content": {"application/json": {"schema": reference}}}
+    schemas = "#/components/schemas/"
+    answer = {"content": {"application/json": {"schema": {"$ref": schemas + _answer(verb, kind)}}}}
     operation: Document = {
         "operationId": _operation_id(verb, path, kind),
-        "parameters": [_query_parameter(name) for name in _parameters(verb)],
-        "responses": {"200": answer},
+        "parameters": [_query_parameter(name) for name in _PARAMETERS.get(verb, ())],
+        "responses": {code: {"description": text, **answer} for code, text in _codes(verb).items()},
         "x-kubernetes-action": verb,
         "x-kubernetes-group-version-kind": {"group": kind.group, "kind": kind.kind, "version": kind.version},
     }
-    if method == "post":
-        operation["responses"]["201"] = {**answer, "description": "Created"}
-    if method in ("post", "put"):
-        operation["requestBody"] = {"content": {"application/json": {"schema": reference}}, "required": True}
+    if body := _body(verb, kind):
+        content = {"application/json": {"schema": {"$ref": schemas + body}}}
+        operation["requestBody"] = {"content": content, "required": True}
     if method == "patch":
         content = {media: {"schema": {"type": "object"}} for media in patches.MEDIA_TYPES}
         operation["requestBody"] = {"content": content, "required": True}
+    if method == "delete":
+        del operation["requestBody"]["required"]
     return operation
 
 
-def _parameters(verb: str) -> tuple[str, ...]:
-    if verb == "list":
-        return _LIST_PARAMETERS
-    if verb in ("get", "delete", "deletecollection"):
-        return ()
-    return (*_WRITE_PARAMETERS, "force") if verb == "patch" else _WRITE_PARAMETERS
+def _answer(verb: str, kind: Kind) -> str:
+    """What is described as the answer; a delete of some kinds hands out the object as it was."""
+    is_status = verb == "deletecollection" or (verb == "delete" and kind not in (POD, SERVICE))
+    return definition_name("Status" if is_status else schema.root(kind)) + ("List" if verb == "list" else "")
+
+
+def _codes(verb: str) -> dict[str, str]:
+    more = {"post": {"201": "Created"}, "delete": {"202": "Accepted"}}
+    return {"200": "OK", **more.get(verb, {})}
+
+
+def _body(verb: str, kind: Kind) -> str:
+    """The type of what is sent, "" for nothing, or a patch."""
+    if verb in ("delete", "deletecollection"):
+        return definition_name("DeleteOptions")
+    return definition_name(schema.root(kind)) if verb in ("post", "put") else ""
 
 
 def _query_parameter(name: str) -> Document:
@@ -324,6 +349,7 @@ def _v2() -> Document:
             for name in ("name", "namespace")
             if f"{{{name}}}" in path
         ]
+        item["parameters"].append({"name": "pretty", "in": "query", "type": "string"})
     return {
         "swagger": "2.0",
         "info": {"title": "Timonel", "version": "v1"},
@@ -333,20 +359,21 @@ def _v2() -> Document:
 
 
 def _v2_operation(method: str, verb: str, path: str, kind: Kind) -> Document:
-    reference = {"$ref": f"#/definitions/{definition_name(schema.root(kind))}{'List' if verb == 'list' else ''}"}
+    schemas = "#/definitions/"
     parameters: list[Document] = []
-    if method in ("post", "put", "patch"):
-        body = reference if method != "patch" else {"type": "object"}
-        parameters.append({"name": "body", "in": "body", "required": True, "schema": body})
-    for name in _parameters(verb):
-        type_name = _PARAMETER_TYPES.get(name, "string")
-        parameters.append({"name": name, "in": "query", "type": type_name})
+    if method != "get":
+        body = {"$ref": schemas + _body(verb, kind)} if method != "patch" else {"type": "object"}
+        required = {} if method == "delete" else {"required": True}
+        parameters.append({"name": "body", "in": "body", **required, "schema": body})
+    for name in _PARAMETERS.get(verb, ()):
+        parameters.append({"name": name, "in": "query", "type": _PARAMETER_TYPES.get(name, "string")})
+    answer = {"schema": {"$ref": schemas + _answer(verb, kind)}}
     return {
         "operationId": _operation_id(verb, path, kind),
         "consumes": list(patches.MEDIA_TYPES) if method == "patch" else ["application/json", "application/yaml"],
         "produces": ["application/json", "application/yaml"],
         "parameters": parameters,
-        "responses": {"200": {"description": "OK", "schema": reference}},
+        "responses": {code: {"description": text, **answer} for code, text in _codes(verb).items()},
         "x-kubernetes-action": verb,
         "x-kubernetes-group-version-kind": {"group": kind.group, "kind": kind.kind, "version": kind.version},
     }
@@ -388,7 +415,7 @@ def _pb_operation(operation: Document) -> bytes:
 
 def _pb_parameter(parameter: Document) -> bytes:
     if parameter["in"] == "body":
-        body = _text(2, parameter["name"]) + _text(3, "body") + _flag(4, parameter["required"])
+        body = _text(2, parameter["name"]) + _text(3, "body") + _flag(4, parameter.get("required", False))
         return _message(1, body + _message(5, _pb_schema(parameter["schema"])))  # Parameter.body_parameter
     # QueryParameterSubSchema: required 1, in 2, description 3, name 4, allow_empty_value 5, type 6
     query = _text(2, "query") + _text(4, parameter["name"]) + _text(6, parameter["type"])

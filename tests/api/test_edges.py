@@ -265,3 +265,22 @@ def test_a_mode_of_validation_that_is_none_is_refused(ask):
 def test_a_query_in_no_encoding_is_read_all_the_same():
     assert dispatch._asks({"query_string": b"watch=1&labelSelector=\xff"})
     assert not dispatch._asks({"query_string": b"\xff\xfewatch"})
+
+
+def test_answers_are_indented_for_people_who_ask(ask):
+    plain = ask("GET", f"{MAPS}/here")
+    pretty = ask("GET", f"{MAPS}/here?pretty=true")
+    assert json.loads(pretty.content) == json.loads(plain.content)
+    assert pretty.content.startswith(b'{\n  "kind": "ConfigMap",\n')
+    assert ask("GET", f"{MAPS}/here?pretty=0").content == plain.content
+    assert ask("GET", f"{MAPS}/none?pretty=1").content.startswith(b'{\n  "kind": "Status",\n')
+
+
+def test_a_collection_is_deleted_a_page_at_a_time_when_there_is_a_limit(ask):
+    for name in ("a", "b", "c"):
+        store.create(kinds.CONFIG_MAP, {"metadata": {"name": name}}, namespace="default", actor=store.Actor("tester"))
+    page = json.loads(ask("DELETE", f"{MAPS}?limit=2").content)
+    assert [item["metadata"]["name"] for item in page["items"]] == ["a", "b"]
+    rest = json.loads(ask("DELETE", f"{MAPS}?limit=5&continue={page['metadata']['continue']}").content)
+    assert [item["metadata"]["name"] for item in rest["items"]] == ["c", "here"]
+    assert "continue" not in rest["metadata"]

@@ -71,3 +71,32 @@ def test_what_is_below_a_pod_is_listed_in_both_forms_of_discovery():
         for below in resource.get("subresources", ()):
             entry = flat[f"{resource['resource']}/{below['subresource']}"]
             assert (entry["kind"], entry["verbs"]) == (below["responseKind"]["kind"], below["verbs"])
+
+
+def parameters(operation):
+    return {parameter["name"] for parameter in operation.get("parameters", ()) if parameter.get("in") == "query"}
+
+
+@pytest.mark.parametrize("document", [CORE, V2], ids=["v3", "v2"])
+def test_what_a_delete_may_say_is_described(document):
+    one = document["paths"]["/api/v1/namespaces/{namespace}/configmaps/{name}"]
+    several = document["paths"]["/api/v1/namespaces/{namespace}/configmaps"]
+    said = {"dryRun", "gracePeriodSeconds", "orphanDependents", "propagationPolicy"}
+    chosen = {"continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "resourceVersionMatch"}
+    assert (parameters(one["get"]), parameters(one["delete"])) == (set(), said)
+    assert parameters(several["delete"]) == said | chosen | {"sendInitialEvents", "timeoutSeconds"}
+    assert parameters(one) == parameters(several) == {"pretty"}
+    assert set(one["delete"]["responses"]) == {"200", "202"}
+
+
+def test_a_delete_sends_its_options_and_is_answered_by_a_status_or_the_object():
+    answers = {}
+    for kind in ("configmaps", "services", "pods"):
+        delete = CORE["paths"][f"/api/v1/namespaces/{{namespace}}/{kind}/{{name}}"]["delete"]
+        body, answer = (
+            named(part["content"]["application/json"]["schema"]["$ref"])
+            for part in (delete["requestBody"], delete["responses"]["200"])
+        )
+        assert (body.rpartition(".")[2], "required" in delete["requestBody"]) == ("DeleteOptions", False)
+        answers[kind] = answer.rpartition(".")[2]
+    assert answers == {"configmaps": "Status", "services": "Service", "pods": "Pod"}
