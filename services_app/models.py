@@ -204,6 +204,37 @@ class ServiceCIDR(ApiObject):
         verbose_name = "service CIDR"
 
 
+class OwnerReference(models.Model):
+    """metadata.ownerReferences turned round: who names an owner, so that it is found when the owner goes."""
+
+    owner = models.UUIDField(null=True, db_index=True, help_text="Empty: no object can have the uid that is named.")
+    owner_kind = models.TextField(
+        help_text="Its plural; empty: nobody can say whether it is there (not served, or out of reach)."
+    )
+    owner_name = models.TextField(db_collation=C_COLLATION)
+    blocks = models.BooleanField(help_text="An owner that goes in the foreground waits for this one.")
+    dependent = models.UUIDField(db_index=True)
+    kind = models.TextField(help_text="The dependent's plural.")
+    namespace = models.TextField(db_collation=C_COLLATION, default="")
+    name = models.TextField(db_collation=C_COLLATION)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name} of {self.owner_kind} {self.owner_name}"
+
+
+class WaitingOwner(models.Model):
+    """An object that goes, and has its dependents seen to first: what its finalizers say, where it is found."""
+
+    uid = models.UUIDField(primary_key=True)
+    kind = models.TextField(help_text="Its plural.")
+    namespace = models.TextField(db_collation=C_COLLATION, default="")
+    name = models.TextField(db_collation=C_COLLATION)
+    policy = models.TextField(help_text="Foreground: they go first. Orphan: they are freed of it first.")
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
 class Change(models.Model):
     """One write of one object: the watch's event, the pusher's list of what to send, the auditor's record."""
 

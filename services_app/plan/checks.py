@@ -30,6 +30,7 @@ class Mend(Enum):
     DERIVE = "derive the Service's endpoints anew"
     WRITE = "write the IPAddress anew"
     REMOVE = "remove the IPAddress"
+    REFER = "note its owners anew"
 
 
 # These take something away from what may be about to use it, so they wait for the third sighting, as Kubernetes does.

@@ -89,8 +89,9 @@ def audit() -> None:
 
 @shared_task
 def tidy() -> None:
-    """Every few seconds: end Pods whose grace period is over, finish Namespaces and service ranges that go."""
+    """Every few seconds: end Pods whose grace period is over, what owners leave, Namespaces and service ranges that go."""
     store.reap_pods(actor=ACTOR)
+    store.collect(actor=ACTOR, at_most=2000)
     store.finish_retirements(actor=ACTOR)
     going = Namespace.objects.filter(document__contains='"phase":"Terminating"').values_list("name", flat=True)
     for name in [*going]:

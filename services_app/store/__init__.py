@@ -1,15 +1,15 @@
 """The only writer of API objects, and the way to read them.
 
-`objects` creates, gets, updates and applies; `deletion` deletes; `listing` lists; `claims` gives out addresses and
-ports from the `ranges`; `addresses` and `servicecidrs` do for IPAddresses and ServiceCIDRs what controllers do in
-Kubernetes; `transaction` writes under the counter row and derives endpoints; `forms` says how objects lie in the
-database; `status` writes what nodes report; `events` tells about objects; `checks` and `repair` look whether all of it
-holds; `bootstrap` makes what every cluster has.
+`objects` creates, gets, updates and applies; `deletion` deletes, and sees to what was owned (`references`); `listing`
+lists; `claims` gives out addresses and ports from the `ranges`; `addresses` and `servicecidrs` do for IPAddresses and
+ServiceCIDRs what controllers do in Kubernetes; `transaction` writes under the counter row and derives endpoints, `removal`
+takes out; `forms` says how objects lie in the database; `status` writes what nodes report; `events` tells about objects;
+`checks` and `repair` look whether all of it holds; `bootstrap` makes what every cluster has.
 """
 
 from services_app.store.bootstrap import bootstrap, ensure_ranges
 from services_app.store.checks import check_everything
-from services_app.store.deletion import delete, finish_namespace
+from services_app.store.deletion import collect, delete, finish_namespace
 from services_app.store.forms import shown_text
 from services_app.store.listing import Page, too_large
 from services_app.store.listing import list_objects as list
@@ -36,6 +36,7 @@ __all__ = [
     "bootstrap",
     "check_everything",
     "cluster_settings",
+    "collect",
     "create",
     "delete",
     "ensure_ranges",

@@ -1,14 +1,24 @@
 """The invariants of plan.checks and of the log, over everything stored. Reads the whole database: not for a hot path."""
 
 import json
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from uuid import UUID
 
 from django.db import connection, transaction
+from django.db.models import Q
 
 from services_app import models
-from services_app.plan import allocation, checks
-from services_app.plan.checks import Finding, FreeList
+from services_app.plan import allocation, checks, ownership
+from services_app.plan.checks import Finding, FreeList, Mend
+from services_app.spec import kinds
+from services_app.spec.errors import InternalError
+from services_app.spec.kinds import Kind
 from services_app.spec.objects import ClusterSettings
+from services_app.store import forms, references
+from services_app.store.columns import model_of
 from services_app.store.objects import cluster_settings
 
 Document = dict[str, Any]
@@ -58,7 +68,48 @@ def _find() -> list[Finding]:
             _documents(models.Node),
             cluster,
         ),
+        *_check_references({service["metadata"]["uid"] for service in services}),
     ]
+
+
+def _check_references(services: set[str]) -> Iterator[Finding]:
+    """What is kept of ownerReferences, and of who waits, is what the objects say. services: their uids."""
+    kept: defaultdict[UUID, set[references.Row]] = defaultdict(set)
+    columns = ("dependent", "owner", "owner_kind", "owner_name", "blocks")
+    for dependent, owner, plural, name, blocks in models.OwnerReference.objects.values_list(*columns):
+        kept[dependent].add((owner, plural, name, blocks))
+    waiting = dict(models.WaitingOwner.objects.values_list("uid", "policy"))
+    causes = services | {str(uid) for uid in models.Endpoints.objects.values_list("uid", flat=True)}
+    for kind in (kind for kind in kinds.STORED if kind not in (kinds.EVENT, kinds.EVENTS_EVENT)):
+        for metadata in _telling(kind):
+            uid = UUID(metadata["uid"])
+            rows, policy = {*references.rows(metadata)}, ownership.waits(metadata)
+            is_derived = kind is kinds.ENDPOINT_SLICE and len(rows) == 1 and str(next(iter(rows))[0]) in causes
+            if is_derived and not kept.get(uid):
+                rows = set()  # it goes with its Service, in one transaction
+            if kept.pop(uid, set()) != rows or waiting.pop(uid, None) != policy:
+                yield _wrongly_kept(uid, f"{kind.plural}/{metadata.get('namespace', '')}/{metadata['name']}")
+    places = {uid: "/".join(place) for uid, *place in _places_kept()}
+    yield from (_wrongly_kept(uid, places[uid]) for uid in sorted({*kept, *waiting}))
+
+
+def _telling(kind: Kind) -> Iterator[Document]:
+    """The metadata of objects that may have owners or wait; all Secrets that can be read, as they are sealed."""
+    objects = model_of(kind).objects
+    said = Q(document__contains='"ownerReferences":') | Q(document__contains='"deletionTimestamp":')
+    for text in (objects.all() if kind is kinds.SECRET else objects.filter(said)).values_list("document", flat=True):
+        with suppress(InternalError):
+            yield json.loads(forms.shown_text(kind, text))["metadata"]
+
+
+def _places_kept() -> Iterator[tuple[UUID, str, str, str]]:
+    yield from models.OwnerReference.objects.values_list("dependent", "kind", "namespace", "name")
+    yield from models.WaitingOwner.objects.values_list("uid", "kind", "namespace", "name")
+
+
+def _wrongly_kept(uid: UUID, place: str) -> Finding:
+    message = f"what is kept of the owners of {place} is not what it says"
+    return Finding("OwnersNotKept", message, place, uid=str(uid), mend=Mend.REFER)
 
 
 def _free_lists(cluster: ClusterSettings) -> list[FreeList]:

@@ -16,8 +16,9 @@ from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
 from services_app import models
-from services_app.changes import Rows, encode
+from services_app.changes import Rows, Statement, encode
 from services_app.plan import kubelet
+from services_app.plan.ownership import propagation_of
 from services_app.spec import ingress, kinds, managed_fields, objects
 from services_app.spec.errors import (
     AlreadyExists,
@@ -81,15 +82,25 @@ def cluster_settings() -> ClusterSettings:
 
 def get(kind: Kind, namespace: str, name: str) -> Stored:
     """The object. Raises NotFound. One query."""
-    if "\0" in namespace + name:  # in no name, and PostgreSQL refuses to look for it
+    with connection.cursor() as cursor:
+        cursor.execute(*asking(kind, namespace, name))
+        return answered(kind, name, cursor.fetchall())
+
+
+def asking(kind: Kind, namespace: str, name: str) -> Statement:
+    """Asks for an object. Raises NotFound for a name that none can have."""
+    if "\0" in namespace + name:  # PostgreSQL refuses to look for it
         raise NotFound(kind, name)
     table = model_of(kind)._meta.db_table
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT document, revision FROM {table} WHERE namespace = %s AND name = %s", [namespace, name])
-        found = cursor.fetchone()
-    if found is None:
+    return f"SELECT document, revision FROM {table} WHERE namespace = %s AND name = %s", (namespace, name)
+
+
+def answered(kind: Kind, name: str, found: Rows) -> Stored:
+    """The object. found: what `asking` gave. Raises NotFound."""
+    if not found:
         raise NotFound(kind, name)
-    return Stored(forms.shown_text(kind, found[0]), found[1])
+    text, revision = found[0]
+    return Stored(forms.shown_text(kind, text), revision)
 
 
 def create(
@@ -314,7 +325,7 @@ def _update_once(
         if dry_run:
             raise DryRun(Stored(encode(document), current.revision))
         if document["metadata"].get("deletionTimestamp") and not is_held(kind, document):
-            _, revision = remove(tx, kind, document, current.document)
+            _, revision = remove(tx, kind, document, current.document, propagation_of(old["metadata"]))
             # The answer carries the version that was changed, as in Kubernetes; watchers get that of the removal.
             document["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
             return Stored(encode(document), revision)

@@ -5,21 +5,14 @@ from typing import Any
 from uuid import UUID
 
 from services_app import models
+from services_app.plan import ownership
 from services_app.spec import kinds
 from services_app.spec.kinds import Kind
+from services_app.spec.meta import ordered, timestamp
 from services_app.store import addresses, claims, ranges
 from services_app.store.transaction import Transaction
 
 Document = dict[str, Any]
-
-# Propagation policy -> the finalizer by which Kubernetes tells that dependents are seen to first
-COLLECTORS = {"Foreground": "foregroundDeletion", "Orphan": "orphan"}
-
-
-def propagation_of(metadata: Document) -> str | None:
-    """The policy that an object's own finalizers ask for."""
-    asked = metadata.get("finalizers") or ()
-    return next((policy for policy, mark in COLLECTORS.items() if mark in asked), None)
 
 
 def is_held(kind: Kind, document: Document) -> bool:
@@ -65,18 +58,22 @@ def collect_derived(tx: Transaction, kind: Kind, owner: Document, propagation: s
     slices = models.EndpointSlice.objects.filter(namespace=metadata["namespace"], service_name=metadata["name"])
     for text in slices.order_by("name").values_list("document", flat=True):
         document = json.loads(text)
-        owners = document["metadata"].get("ownerReferences") or ()
-        left = [reference for reference in owners if reference.get("uid") != metadata["uid"]]
-        if len(left) == len(owners):
+        had = document["metadata"]
+        if all(reference.get("uid") != metadata["uid"] for reference in had.get("ownerReferences") or ()):
             continue
-        if propagation != "Orphan":
-            tx.delete(kinds.ENDPOINT_SLICE, document, text)
-        elif left:
-            document["metadata"]["ownerReferences"] = left
+        document["metadata"] = ownership.without(had, {metadata["uid"]})
+        if propagation == "Orphan":
+            tx.update(kinds.ENDPOINT_SLICE, document, text)
+        elif document["metadata"].get("ownerReferences") or had.get("deletionTimestamp"):
+            continue  # left to `deletion.follow`, or on its way
+        elif had.get("finalizers"):
+            document["metadata"] = ordered(
+                {**had, "deletionTimestamp": timestamp(tx.now), "deletionGracePeriodSeconds": 0}
+            )
             tx.update(kinds.ENDPOINT_SLICE, document, text)
         else:
-            del document["metadata"]["ownerReferences"]
-            tx.update(kinds.ENDPOINT_SLICE, document, text)
+            document["metadata"] = had
+            tx.delete(kinds.ENDPOINT_SLICE, document, text)
     if propagation == "Orphan":
         return
     rows = models.Endpoints.objects.filter(namespace=metadata["namespace"], name=metadata["name"])

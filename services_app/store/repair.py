@@ -6,6 +6,7 @@ One look: (1) read everything in one snapshot, (2) note each finding, counting i
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
@@ -18,7 +19,7 @@ from services_app import models
 from services_app.plan.checks import Finding, Mend
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
-from services_app.store import addresses, checks, claims, events
+from services_app.store import addresses, checks, claims, events, references
 from services_app.store.objects import Actor, cluster_settings, get, retried
 from services_app.store.transaction import Transaction
 
@@ -105,9 +106,22 @@ def _mend(finding: Finding, revision: int | None, actor: Actor) -> bool:
         if finding.mend is Mend.DERIVE:
             namespace, name = finding.value.split("/")
             tx.affected[namespace, name] = None
+        if finding.mend is Mend.REFER:
+            _note_owners(tx, UUID(finding.uid), finding.value)
         tx.finish()
     logger.warning("mended %s by: %s reason=%s", finding, finding.mend.value, finding.reason)
     return True
+
+
+def _note_owners(tx: Transaction, uid: UUID, place: str) -> None:
+    """place: "plural/namespace/name"."""
+    plural, namespace, name = place.split("/")
+    kind = references.BY_PLURAL[plural]
+    metadata = None
+    with suppress(NotFound):
+        found = json.loads(get(kind, namespace, name).document)["metadata"]
+        metadata = found if found["uid"] == str(uid) else None
+    tx.write(references.anew(uid, kind, metadata))
 
 
 def _mend_claims(finding: Finding) -> None:

@@ -6,7 +6,7 @@ the counter sees everything committed before, so nothing that endpoints depend o
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -24,7 +24,7 @@ from services_app.spec import kinds, kube_proxy
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import timestamp
-from services_app.store import addresses, events, forms, ranges
+from services_app.store import addresses, events, forms, ranges, references
 from services_app.store.columns import columns_of, model_of
 
 Document = dict[str, Any]
@@ -127,8 +127,11 @@ class Transaction:
 
     # Objects
 
-    def insert(self, kind: Kind, document: Document) -> str:
-        """Store a new object and return its text. `finish`, or the next reading, raises AlreadyExists."""
+    def insert(self, kind: Kind, document: Document, *, is_derived: bool = False) -> str:
+        """Store a new object and return its text. `finish`, or the next reading, raises AlreadyExists.
+
+        is_derived: whoever removes its owner removes it as well.
+        """
         metadata = document["metadata"]
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
@@ -145,6 +148,8 @@ class Transaction:
             forms.stored_text(kind, document, text),
         )
         self._write(_insert_sql(kind, tuple(columns)), *values, *map(_value, columns.values()))
+        if metadata.get("ownerReferences") and not is_derived:
+            self.write(references.statements(kind, None, metadata))
         self._inserted[model_of(kind)._meta.db_table] = kind, metadata["name"]
         self._note(kind, document, text, "ADDED", None, None)
         return text
@@ -162,6 +167,9 @@ class Transaction:
         sql = _update_sql(kind, tuple(columns))
         stored = forms.stored_text(kind, document, text)
         self._write(sql, self.log.revision, labels, stored, *map(_value, columns.values()), UUID(metadata["uid"]))
+        had = before["metadata"]
+        if metadata.get("ownerReferences") != had.get("ownerReferences") or metadata.get("deletionTimestamp"):
+            self.write(references.statements(kind, had, metadata))
         self._note(kind, document, text, "MODIFIED", previous, before)
         return text
 
@@ -170,8 +178,10 @@ class Transaction:
         metadata = document["metadata"]
         metadata["resourceVersion"] = str(self.log.next_revision())
         text = encode(document)
+        before = json.loads(previous)
         self._write(f"DELETE FROM {model_of(kind)._meta.db_table} WHERE uid = %s", UUID(metadata["uid"]))
-        self._note(kind, document, text, "DELETED", previous, json.loads(previous))
+        self.write(references.statements(kind, before["metadata"], None))
+        self._note(kind, document, text, "DELETED", previous, before)
         return text
 
     def finish(self) -> None:
@@ -194,6 +204,10 @@ class Transaction:
         self.send(commits=bool(self._waiting) and not connection.savepoint_ids)
 
     # The database
+
+    def write(self, statements: Iterable[Statement]) -> None:
+        """Send statements without an answer along with what waits."""
+        self._waiting += statements
 
     def _write(self, sql: str, *values: Any) -> None:
         self._waiting.append((sql, values))
@@ -388,7 +402,7 @@ class Transaction:
         metadata = document["metadata"]
         metadata["uid"] = str(uuid4())
         metadata["creationTimestamp"] = timestamp(self.now)
-        self.insert(kind, document)
+        self.insert(kind, document, is_derived=True)
 
     def _sync_groups(self, service: Document, *, is_new: bool) -> None:
         """One group id per port and policy of a Service that has routes, kept as long as both are there."""

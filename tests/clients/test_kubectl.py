@@ -246,6 +246,34 @@ def test_deleting_with_every_policy(kubectl: Kubectl, space: str) -> None:
     assert said(kubectl("delete", "endpointslices", "--all", *on)).count("deleted") == 1
 
 
+def test_what_is_owned_goes_with_its_owner(kubectl: Kubectl, space: str) -> None:
+    on = ("-n", space)
+
+    def config_map(name: str, owner: str = "") -> str:
+        metadata: dict[str, Any] = {"name": name}
+        if owner:
+            uid = said(kubectl("get", "cm", owner, *on, "-o", "jsonpath={.metadata.uid}"))
+            entry = {"apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": uid, "blockOwnerDeletion": True}
+            metadata["ownerReferences"] = [entry]
+        return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+
+    for policy, left in (("background", []), ("foreground", []), ("orphan", ["middle", "bottom"])):
+        for name, owner in (("top", ""), ("middle", "top"), ("bottom", "middle")):
+            said(kubectl("apply", *on, "-f", "-", input=config_map(name, owner)))
+        said(kubectl("delete", "cm", "top", *on, f"--cascade={policy}"))
+        found = kubectl("get", "cm", "top", "middle", "bottom", *on, "--ignore-not-found", "-o", "name")
+        assert said(found).split() == [f"configmap/{name}" for name in left], policy
+    assert said(kubectl("get", "cm", "middle", *on, "-o", "jsonpath={.metadata.ownerReferences}")) == ""
+    said(kubectl("delete", "cm", "middle", *on))
+    assert said(kubectl("get", "cm", "bottom", *on, "--ignore-not-found", "-o", "name")) == ""
+    # An owner that is gone before: the worker finds it.
+    said(kubectl("apply", *on, "-f", "-", input=config_map("top")))
+    late = config_map("late", "top")
+    said(kubectl("delete", "cm", "top", *on))
+    said(kubectl("apply", *on, "-f", "-", input=late))
+    said(kubectl("wait", "--for=delete", "cm/late", *on, "--timeout=20s"))
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind in kinds.KINDS if kind is not kinds.EVENTS_EVENT], ids=lambda kind: kind.kind
 )
