@@ -1,4 +1,4 @@
-"""Questions a client asks about himself: who he is, whether he may do something, what he may do. Nothing is stored.
+"""Questions a client asks: who he is, whether he may do something, what he may do; the same about others. Nothing is stored.
 
 Source: k8s v1.36 pkg/registry/{authentication,authorization}, pkg/apis/authorization/validation.
 """
@@ -6,22 +6,23 @@ Source: k8s v1.36 pkg/registry/{authentication,authorization}, pkg/apis/authoriz
 from collections import defaultdict
 from typing import Any
 
+from django.conf import settings
+
 from services_app.api import auth
 from services_app.spec import kinds
-from services_app.spec.errors import FieldError, Invalid, invalid
+from services_app.spec.errors import BadRequest, FieldError, Invalid, invalid
 from services_app.spec.kinds import Kind
 
 Document = dict[str, Any]
 
-AUTHENTICATED, MASTERS = "system:authenticated", "system:masters"
 OPEN_PATHS = ("/healthz", "/livez", "/readyz", "/version", "/version/")
 ABOUT_ITSELF = ("/api", "/apis", "/openapi")
 FOR_ALL_USERS = tuple(path for root in ABOUT_ITSELF for path in (root, f"{root}/*"))
 
 
-def answer(kind: Kind, review: Document, user: Any) -> Document:
-    """The review with its status. Raises Invalid for a question that is none."""
-    if errors := _validate(kind, review):
+def answer(kind: Kind, review: Document, user: Any, namespace: str) -> Document:
+    """The review with its status. namespace: that of the path. Raises Invalid, or BadRequest, for a question that is none."""
+    if errors := _validate(kind, review, namespace):
         raise Invalid(kind, "", errors)
     given = {key: value for key, value in review.items() if key in ("kind", "apiVersion", "spec")}
     answered = {"kind": kind.kind, "apiVersion": kind.api_version, "metadata": {}} | given
@@ -29,32 +30,65 @@ def answer(kind: Kind, review: Document, user: Any) -> Document:
         return answered | {"status": {"userInfo": who(user)}}
     if kind is kinds.SELF_SUBJECT_ACCESS_REVIEW:
         return answered | {"status": _access(review["spec"], user)}
+    if kind is kinds.TOKEN_REVIEW:
+        return answered | {"status": _token(review["spec"])}
+    if kind in (kinds.SUBJECT_ACCESS_REVIEW, kinds.LOCAL_SUBJECT_ACCESS_REVIEW):
+        spec = review["spec"]
+        subject = auth.described(spec.get("user") or "", spec.get("groups") or ())
+        metadata = {"namespace": namespace} if kind.namespaced else {}
+        return answered | {"metadata": metadata, "status": _access(spec, subject)}
     return answered | {"status": _rules(review["spec"].get("namespace") or "", user)}
 
 
 def who(user: Any) -> Document:
     """A user as Kubernetes describes one: his name, his Django groups, and the groups that the API itself knows."""
     own = sorted(user.groups.exclude(name__startswith="system:").values_list("name", flat=True))
-    groups = [*own, *([MASTERS] if user.is_superuser else []), AUTHENTICATED]
+    groups = [*own, *([auth.MASTERS] if user.is_superuser else []), auth.AUTHENTICATED]
     return {"username": user.get_username(), "uid": str(user.pk), "groups": groups}
 
 
-def _validate(kind: Kind, review: Document) -> list[FieldError]:
-    errors = []
-    if any((review.get("metadata") or {}).values()):
-        errors.append(invalid("metadata", review["metadata"], "must be empty"))
+def _validate(kind: Kind, review: Document, namespace: str) -> list[FieldError]:
     spec = review.get("spec") or {}
+    if kind is kinds.TOKEN_REVIEW:
+        if not spec.get("token"):
+            raise BadRequest("token is required for TokenReview in authentication")
+        return []
+    errors = []
+    metadata = {key: value for key, value in (review.get("metadata") or {}).items() if value}
+    if kind.namespaced:
+        metadata.pop("namespace", None)
+    if metadata:
+        rule = "must be empty except for namespace" if kind.namespaced else "must be empty"
+        errors.append(invalid("metadata", review["metadata"], rule))
     if kind is kinds.SELF_SUBJECT_RULES_REVIEW and not spec.get("namespace"):
         errors.append(FieldError("Required", "spec.namespace", "", "namespace is required"))
-    if kind is kinds.SELF_SUBJECT_ACCESS_REVIEW:
-        resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
-        if resource is not None and path is not None:
-            detail = "cannot be specified in combination with resourceAttributes"
-            errors.append(invalid("spec.nonResourceAttributes", path, detail))
-        if resource is None and path is None:
-            detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
-            errors.append(invalid("spec.resourceAttributes", None, detail))
+    if kind in (kinds.SELF_SUBJECT_REVIEW, kinds.SELF_SUBJECT_RULES_REVIEW):
+        return errors
+    resource, path = spec.get("resourceAttributes"), spec.get("nonResourceAttributes")
+    if resource is not None and path is not None:
+        detail = "cannot be specified in combination with resourceAttributes"
+        errors.append(invalid("spec.nonResourceAttributes", path, detail))
+    if resource is None and path is None:
+        detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
+        errors.append(invalid("spec.resourceAttributes", None, detail))
+    if kind is not kinds.SELF_SUBJECT_ACCESS_REVIEW and not spec.get("user") and not spec.get("groups"):
+        errors.append(invalid("spec.user", "", "at least one of user or group must be specified"))
+    if kind.namespaced and resource is not None and (resource.get("namespace") or "") != namespace:
+        found = resource.get("namespace") or ""
+        errors.append(invalid("spec.resourceAttributes.namespace", found, "must match metadata.namespace"))
+    if kind.namespaced and path is not None:
+        errors.append(invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request"))
     return errors
+
+
+def _token(spec: Document) -> Document:
+    """Whose token it is. All tokens are for this API: whoever asks for another audience is told that they are for none."""
+    audience = f"https://kubernetes.default.svc.{settings.TIMONEL_CLUSTER_DOMAIN}"
+    is_for = spec.get("audiences") or [audience]
+    user = auth.user_of(f"Bearer {spec['token']}") if audience in is_for else None
+    if user is None:
+        return {"user": {}, "error": "invalid bearer token"}
+    return {"authenticated": True, "user": who(user), "audiences": [audience]}
 
 
 def _access(spec: Document, user: Any) -> Document:

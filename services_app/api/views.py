@@ -188,7 +188,9 @@ class ObjectView(ApiView):
         document = self._decode(request, target.kind, "CreateOptions")
         self._check_namespace(document, target)
         if target.kind in kinds.REVIEWS:
-            return _encoded(reviews.answer(target.kind, document, request.user), accepted, status=201)
+            return _encoded(
+                reviews.answer(target.kind, document, request.user, target.namespace or ""), accepted, status=201
+            )
         return self._created(target, document, accepted, dry_run)
 
     def put(self, request: Request) -> HttpResponse:

@@ -202,16 +202,21 @@ SERVICE_CIDR = Kind(
 )
 
 
-def _review(group: str, kind: str) -> Kind:
-    """A question about the one who asks: answered, not stored."""
+def _review(group: str, kind: str, *, namespaced: bool = False) -> Kind:
+    """A question about somebody: answered, not stored."""
     name = kind.lower()
-    return Kind(group, "v1", kind, f"{name}s", name, namespaced=False, verbs=("create",))
+    return Kind(group, "v1", kind, f"{name}s", name, namespaced=namespaced, verbs=("create",))
 
 
 SELF_SUBJECT_REVIEW = _review("authentication.k8s.io", "SelfSubjectReview")
 SELF_SUBJECT_ACCESS_REVIEW = _review("authorization.k8s.io", "SelfSubjectAccessReview")
 SELF_SUBJECT_RULES_REVIEW = _review("authorization.k8s.io", "SelfSubjectRulesReview")
-REVIEWS = (SELF_SUBJECT_REVIEW, SELF_SUBJECT_ACCESS_REVIEW, SELF_SUBJECT_RULES_REVIEW)
+SELF_REVIEWS = (SELF_SUBJECT_REVIEW, SELF_SUBJECT_ACCESS_REVIEW, SELF_SUBJECT_RULES_REVIEW)
+# About others
+TOKEN_REVIEW = _review("authentication.k8s.io", "TokenReview")
+SUBJECT_ACCESS_REVIEW = _review("authorization.k8s.io", "SubjectAccessReview")
+LOCAL_SUBJECT_ACCESS_REVIEW = _review("authorization.k8s.io", "LocalSubjectAccessReview", namespaced=True)
+REVIEWS = (*SELF_REVIEWS, TOKEN_REVIEW, SUBJECT_ACCESS_REVIEW, LOCAL_SUBJECT_ACCESS_REVIEW)
 
 # The body of pods/binding; not stored
 BINDING = Kind(group="", version="v1", kind="Binding", plural="bindings", singular="binding", verbs=())

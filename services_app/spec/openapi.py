@@ -37,6 +37,7 @@ _PACKAGES = {
     "EventsEventSeries": "events",
     "FieldSelectorAttributes": "authorization",
     "LabelSelectorAttributes": "authorization",
+    "LocalSubjectAccessReview": "authorization",
     "NonResourceAttributes": "authorization",
     "NonResourceRule": "authorization",
     "ResourceAttributes": "authorization",
@@ -47,6 +48,8 @@ _PACKAGES = {
     "SelfSubjectReviewStatus": "authentication",
     "SelfSubjectRulesReview": "authorization",
     "SelfSubjectRulesReviewSpec": "authorization",
+    "SubjectAccessReview": "authorization",
+    "SubjectAccessReviewSpec": "authorization",
     "SubjectAccessReviewStatus": "authorization",
     "SubjectRulesReviewStatus": "authorization",
     "Endpoint": "discovery",
@@ -63,6 +66,9 @@ _PACKAGES = {
     "ServiceCIDR": "networking",
     "ServiceCIDRSpec": "networking",
     "ServiceCIDRStatus": "networking",
+    "TokenReview": "authentication",
+    "TokenReviewSpec": "authentication",
+    "TokenReviewStatus": "authentication",
     "UserInfo": "authentication",
 }
 _SCALARS: dict[str, Document] = {

@@ -65,6 +65,7 @@ _NUMBERS = {
     "LeaseSpec": "holderIdentity leaseDurationSeconds acquireTime renewTime leaseTransitions strategy preferredHolder",
     "LoadBalancerIngress": "ip hostname ipMode ports",
     "LoadBalancerStatus": "ingress",
+    "LocalSubjectAccessReview": "metadata spec status",
     "Namespace": "metadata spec status",
     "NamespaceCondition": "type status - lastTransitionTime reason message",
     "NamespaceSpec": "finalizers",
@@ -92,6 +93,10 @@ _NUMBERS = {
     "internalTrafficPolicy trafficDistribution",
     "ServiceStatus": "loadBalancer conditions",
     "SessionAffinityConfig": "clientIP",
+    "SubjectAccessReview": "metadata spec status",
+    "SubjectAccessReviewSpec": "resourceAttributes nonResourceAttributes user groups - uid",
+    "TokenReview": "metadata spec status",
+    "TokenReviewSpec": "token audiences",
     "TypedLocalObjectReference": "apiGroup kind name",
 }
 

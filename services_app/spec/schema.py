@@ -169,6 +169,7 @@ _ALWAYS = {
     "ServiceCIDR": "metadata spec status",
     "ServicePort": "targetPort",
     "ServiceStatus": "loadBalancer",
+    "TokenReviewStatus": "user",
 }
 # Required in OpenAPI, yet left out when empty.
 _NOT_ALWAYS = {"IPAddressSpec": "", "NamespaceCondition": "", "ObjectReference": "", "ParentReference": ""}

@@ -36,6 +36,9 @@ ROOTS = [
     "V1SelfSubjectReview",
     "V1SelfSubjectAccessReview",
     "V1SelfSubjectRulesReview",
+    "V1TokenReview",
+    "V1SubjectAccessReview",
+    "V1LocalSubjectAccessReview",
 ]
 PLAIN = {"str": "string", "int": "int32", "bool": "bool", "float": "float", "datetime": "time", "object": "any"}
 INT64 = {

@@ -244,6 +244,26 @@ def test_a_namespace_that_goes_waits_for_no_owner(world):
     assert models.WaitingOwner.objects.count() == 0
 
 
+def test_a_namespace_is_an_owner_like_others(world):
+    namespace = json.loads(store.get(kinds.NAMESPACE, "", "shop").document)
+    wide = {"kind": kinds.INGRESS_CLASS, "namespace": "", "spec": {"controller": "example.org/c"}}
+    made("blocker", blocking(namespace), finalizers=["example.org/hold"], **wide)
+    made("content", blocking(namespace))
+    store.delete(kinds.NAMESPACE, "", "shop", actor=ACTOR, propagation="Foreground")
+    assert metadata_of("shop", kinds.NAMESPACE, "")["finalizers"] == ["foregroundDeletion"]
+    assert left() == []
+
+    def freed(document):
+        del document["metadata"]["finalizers"]
+        return document
+
+    store.update(kinds.INGRESS_CLASS, "", "blocker", freed, actor=ACTOR)
+    collect()
+    assert store.finish_namespace("shop", actor=ACTOR, at_most=10)
+    with pytest.raises(NotFound):
+        store.get(kinds.NAMESPACE, "", "shop")
+
+
 def test_a_pod_keeps_its_owner_waiting_until_its_grace_is_over(world):
     node = world.node("n1")
     owner = made("owner")
