@@ -1,8 +1,11 @@
 """Deletion as watchers see it: marks, what goes first, what stays behind."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
+from django.db import connection
 
 from services_app import models, store
 from services_app.spec import kinds
@@ -99,3 +102,32 @@ def test_a_failed_precondition_deletes_nothing(world, key):
         world.delete(kinds.SERVICE, "web", preconditions={key: "7"})
     assert refusal.value.status()["details"] == {"name": "web", "kind": "Service"}
     assert told(kinds.SERVICE) == [("ADDED", None, False)]
+
+
+@pytest.mark.parametrize("propagation", ["Background", "Foreground"])
+def test_what_is_made_while_its_owner_goes_goes_as_well(committed_world, propagation):
+    """Four clients make dependents, two delete the owner and collect: nothing is left over and nothing waits on."""
+    owner = {"metadata": {"name": "owner"}}
+    uid = json.loads(store.create(kinds.CONFIG_MAP, owner, namespace="shop", actor=ACTOR).document)["metadata"]["uid"]
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid, "blockOwnerDeletion": True}
+
+    def make(client):
+        for number in range(8):
+            metadata = {"name": f"d{client}-{number}", "ownerReferences": [reference]}
+            store.create(kinds.CONFIG_MAP, {"metadata": metadata}, namespace="shop", actor=ACTOR)
+        connection.close()
+
+    def remove(_):
+        with suppress(NotFound):
+            committed_world.delete(kinds.CONFIG_MAP, "owner", propagation=propagation)
+        store.collect(actor=ACTOR, at_most=100)
+        connection.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(make, client) for client in range(4)] + [pool.submit(remove, None) for _ in range(2)]
+        for future in done:
+            future.result()
+    store.collect(actor=ACTOR, at_most=100)
+    assert store.list(kinds.CONFIG_MAP, "shop").documents == []
+    assert not models.OwnerReference.objects.exists()
+    assert not models.WaitingOwner.objects.exists()
