@@ -5,13 +5,16 @@ An area measures a running cluster; AREAS is all there is to add one.
 
 import json
 import os
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services_app.lab import pages, throughput
+from services_app.lab import connections, dataplane, pages, throughput
+from services_app.lab.client import CORE
 from services_app.lab.cluster import Cluster
 from services_app.lab.convergence import Convergence, fill, percentile, three_rounds
+from services_app.lab.network import Node
 from services_app.lab.watchers import fan_out_ms
 
 Say = Callable[[str], None]
@@ -25,11 +28,12 @@ SIMULATED_NODES, LOADS = 500, 100
 
 @dataclass(frozen=True)
 class Figure:
-    """One number by its name. aim: what it should not exceed; None without."""
+    """One number by its name. aim: what it should not exceed, or with at_least not fall below; None without."""
 
     name: str
     value: float
     aim: float | None = None
+    at_least: bool = False
 
 
 def convergence(cluster: Cluster, say: Say) -> list[Figure]:
@@ -38,11 +42,11 @@ def convergence(cluster: Cluster, say: Say) -> list[Figure]:
     present = 0
     for size in SIZES:
         cluster.api.ensure_namespace(f"other-{size}")
-        fill(cluster.api, cluster.lab, f"other-{size}", size - present - 1, say)
+        fill(cluster.api, cluster.lab.nodes, f"other-{size}", size - present - 1, say)
         name = f"moving-{size}"
         cluster.api.ensure_namespace(name)
         say(f"{CHANGES} changes among {size} Services, three rounds")
-        with Convergence(cluster.lab, cluster.api, name) as moving:
+        with Convergence(cluster.lab.nodes, cluster.api, name) as moving:
             measured = three_rounds(moving, CHANGES, say)
         present = size
         figures.append(Figure(f"convergence.p50_ms.services_{size}", round(measured.p50_ms, 1)))
@@ -102,30 +106,119 @@ def dashboard(cluster: Cluster, say: Say) -> list[Figure]:
     return figures
 
 
+def one_node(cluster: Cluster, say: Say) -> list[Figure]:
+    """One node: changes among 100 Services; then 10,000 with ten endpoints each are loaded, changed and connected to."""
+    node = cluster.lab.nodes[0]
+    cluster.enrol([node])
+    figures = _changes(cluster, node, 100, say)
+    with dataplane.Held(cluster, node) as held:
+        _fill_held(held, "many", PRESENT, 10, say)
+        kernel_s = dataplane.kernel_load_s(cluster.lab.neighbour, held.elements())
+        figures += [
+            Figure("node.kernel_load_s", round(kernel_s, 2), 1),
+            Figure("node.full_load_s", round(dataplane.full_load_s(held, say), 2), 3),
+            Figure("node.reload_s", round(dataplane.reload_s(held, say), 2), 3),
+        ]
+        held.empty()
+        with dataplane.watched_memory(node) as peak:
+            held.push()
+        held.settle()
+        figures += [
+            Figure("agent.rss_mib.rest", round(dataplane.resident_mib(held.agent_pid())), 100),
+            Figure("agent.rss_mib.loading", round(peak[0]), 400),
+        ]
+        figures += _changes(cluster, node, PRESENT, say, agent=held.agent_pid())
+    cluster.api.ensure_namespace("burst")
+    with dataplane.Burst(cluster.api, node, "burst", 100) as burst:
+        burst.measure_ms()
+        bursts = [burst.measure_ms() for _ in range(10)]
+    say(f"100 changes at once: {', '.join(f'{ms:.0f}' for ms in bursts)} ms")
+    figures.append(Figure("node.burst100_ms", round(statistics.median(bursts)), 500))
+    return figures + _connections(cluster, "nftables", say)
+
+
+def big_loads(cluster: Cluster, say: Say) -> list[Figure]:
+    """One node: 5,000 Services with 50 endpoints from empty, and what the kernel takes for 1,000 with 100."""
+    node = cluster.lab.nodes[0]
+    cluster.enrol([node])
+    with dataplane.Held(cluster, node) as held:
+        _fill_held(held, "fifty", 5000, 50, say)
+        figures = [Figure("node.load_250k_s", round(dataplane.full_load_s(held, say), 2), 8)]
+        _fill_held(held, "hundred", 1000, 100, say)
+        kernel_s = dataplane.kernel_load_s(cluster.lab.neighbour, held.elements("hundred"))
+    return [*figures, Figure("node.kernel_load_1000x100_s", round(kernel_s, 2))]
+
+
+def _fill_held(held: dataplane.Held, namespace: str, services: int, endpoints: int, say: Say) -> None:
+    """Services over the same Pods, written by the API while the node is left alone, and pushed at once then."""
+    dataplane.add_pods(held.cluster.api, namespace, held.node, held.node.containers[1], endpoints)
+    held.hold()
+    say(f"{services} Services with {endpoints} endpoints each")
+    dataplane.add_services(held.cluster.api, namespace, range(services), say)
+    say(f"the first push of everything: {held.push():.2f} s")
+    held.settle()
+
+
+def _changes(cluster: Cluster, node: Node, size: int, say: Say, *, agent: int = 0) -> list[Figure]:
+    """200 changes of one endpoint among so many Services on one node. agent: the process whose time is told, too."""
+    name = f"moving-{size}"
+    if size < PRESENT:
+        fill(cluster.api, [node], f"other-{size}", size - 1, say)
+    cluster.api.ensure_namespace(name)
+    say(f"{CHANGES} changes among {size} Services, three rounds")
+    with Convergence([node], cluster.api, name) as moving:
+        before = dataplane.cpu_s(agent) if agent else 0.0
+        measured = three_rounds(moving, CHANGES, say)
+        cpu_s = dataplane.cpu_s(agent) - before if agent else 0.0
+        made = moving.made
+    figures = [Figure(f"node.change.p99_ms.services_{size}", round(measured.p99_ms, 1), 100)]
+    return [*figures, Figure("node.change.cpu_ms", round(cpu_s * 1000 / made, 1), 10)] if agent else figures
+
+
+def _connections(cluster: Cluster, mode: str, say: Say) -> list[Figure]:
+    """New connections on a node that serves Services by a mode, among PRESENT of them, beside its twin without rules."""
+    node, twin = cluster.lab.nodes
+    first, last = (
+        cluster.api.request("GET", f"{CORE}/namespaces/many/services/many-{number}")["spec"]["clusterIP"]
+        for number in (0, PRESENT - 1)
+    )
+    rates = connections.measure(node, twin, {"first": (first, 80), "last": (last, 80)}, dataplane.PORT, say=say)
+    infix, aim = ("", 0.7) if mode == "nftables" else (f".{mode}", None)
+    figures = []
+    for name in ("first", "last"):
+        figures.append(Figure(f"node.conn_ratio{infix}.{name}", round(rates.ratio(name), 2), aim, at_least=True))
+        figures.append(Figure(f"node.conn_extra_us{infix}.{name}", round(rates.extra_us(name), 1)))
+    return figures
+
+
 @dataclass(frozen=True)
 class Area:
-    """What is measured, and the web processes it wants."""
+    """What is measured, and the cluster it wants. enrols: whether its nodes are enrolled before."""
 
     measure: Callable[[Cluster, Say], list[Figure]]
     web_processes: int = 2
+    nodes: int = 3
+    enrols: bool = True
 
 
-AREAS = {
-    "convergence": Area(convergence),
-    "api": Area(api),
-    "watch": Area(watch, web_processes=4),
-    "pages": Area(dashboard),
+# Name -> what is measured under it, each on a cluster of its own.
+AREAS: dict[str, tuple[Area, ...]] = {
+    "convergence": (Area(convergence),),
+    "api": (Area(api),),
+    "watch": (Area(watch, web_processes=4),),
+    "pages": (Area(dashboard),),
+    "dataplane": (Area(one_node, nodes=2, enrols=False), Area(big_loads, nodes=1, enrols=False)),
 }
 
 
 def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figure]:
-    """Measure the areas, each on a cluster of its own, and merge the figures into the results file."""
+    """Measure the areas and merge the figures into the results file."""
     figures: list[Figure] = []
-    for name, area in AREAS.items():
-        if only in (None, name):
-            with Cluster(directory, web_processes=area.web_processes, say=say) as cluster:
-                figures += area.measure(cluster, say)
-            merge(results, figures)
+    for area in (area for name, areas in AREAS.items() if only in (None, name) for area in areas):
+        cluster = Cluster(directory, web_processes=area.web_processes, nodes=area.nodes, enrols=area.enrols, say=say)
+        with cluster:
+            figures += area.measure(cluster, say)
+        merge(results, figures)
     return figures
 
 
@@ -143,6 +236,6 @@ def table(figures: list[Figure]) -> str:
     width = max(len(figure.name) for figure in figures)
     rows = [f"{'figure':<{width}}  {'value':>10}  {'aim':>8}"]
     for figure in figures:
-        aim = f"≤ {figure.aim:g}" if figure.aim is not None else ""
+        aim = f"{'≥' if figure.at_least else '≤'} {figure.aim:g}" if figure.aim is not None else ""
         rows.append(f"{figure.name:<{width}}  {figure.value:>10g}  {aim:>8}")
     return "\n".join(rows)

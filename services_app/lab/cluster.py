@@ -40,9 +40,13 @@ class Cluster:
         environment: dict[str, str] | None = None,
         kubectl: str = "kubectl",
         service_cidrs: str = "",
+        enrols: bool = True,
         say: Say = lambda line: None,
     ) -> None:
-        """service_cidrs: as TIMONEL_SERVICE_CIDRS; "" for the usual range. With IPv6 nodes are enrolled with both."""
+        """service_cidrs: as TIMONEL_SERVICE_CIDRS; "" for the usual range. With IPv6 nodes are enrolled with both.
+
+        enrols: whether all nodes are; otherwise `enrol` is the caller's.
+        """
         self.directory = directory
         self.say = say
         settings = {**(environment or {}), **({"TIMONEL_SERVICE_CIDRS": service_cidrs} if service_cidrs else {})}
@@ -50,6 +54,7 @@ class Cluster:
         self._is_dual_stack = ":" in service_cidrs
         self.lab = Lab(nodes=nodes, containers=containers, progress=say)
         self._kubectl_program = kubectl
+        self._enrols = enrols
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Cluster":
@@ -77,7 +82,8 @@ class Cluster:
             raise StepFailed("start the control plane", str(err), f"look into {self.directory}/log") from err
         self.api = ApiClient(self.stack.kubeconfig)
         self.kubectl = Kubectl(self.stack.kubeconfig, self._kubectl_program)
-        self.enrol(self.lab.nodes)
+        if self._enrols:
+            self.enrol(self.lab.nodes)
 
     def enrol(self, nodes: Sequence[Node], user: str = "root") -> None:
         """Enrol over SSH with confirmed fingerprints, and wait until each node's Ready condition is True."""

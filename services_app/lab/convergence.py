@@ -7,7 +7,7 @@ the change it belongs to. Every node asks its own connection every two milliseco
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Any
 
 from services_app.lab.client import CORE, ApiClient, pod, service
 from services_app.lab.namespaces import Message, outcome
-from services_app.lab.network import Lab, Node
+from services_app.lab.network import Node
 
 PORT = 9376
 CYCLE = 40  # addresses taken in turn: one overtaken by the next changes is told from one not reached
@@ -54,24 +54,24 @@ class Convergence:
     `namespace` must exist; its objects stay until it is deleted.
     """
 
-    def __init__(self, lab: Lab, api: ApiClient, namespace: str) -> None:
-        self._lab = lab
+    def __init__(self, nodes: Sequence[Node], api: ApiClient, namespace: str) -> None:
+        self._nodes = nodes
         self._api = api
         self._namespace = namespace
-        self._container = container = lab.nodes[0].containers[0]
+        self._container = container = nodes[0].containers[0]
         self._names = [f"{namespace}-{i}" for i in range(CYCLE)]
         self._addresses = [container.add_address(100 + i) for i in range(CYCLE)]
         for name, address in zip(self._names, self._addresses, strict=True):
             container.serve(name, PORT, address=address)
         labels = {"app": "moving"}
-        record = pod("moving", labels, lab.nodes[0].name, {"app": (PORT, "TCP")}, address=self._addresses[0])
+        record = pod("moving", labels, nodes[0].name, {"app": (PORT, "TCP")}, address=self._addresses[0])
         api.create(f"{CORE}/namespaces/{namespace}/pods", record)
         made = api.create(
             f"{CORE}/namespaces/{namespace}/services", service("moving", labels, [{"port": 80, "targetPort": PORT}])
         )
         self._virtual_ip: str = made["spec"]["clusterIP"]
         self._next = 1
-        for waiting in [self._until(node, self._names[:1], 60) for node in lab.nodes]:
+        for waiting in [self._until(node, self._names[:1], 60) for node in nodes]:
             outcome(waiting, 70)
 
     def __enter__(self) -> "Convergence":
@@ -82,6 +82,11 @@ class Convergence:
     ) -> None:
         for address in self._addresses:
             self._container.stop_serving(PORT, address=address)
+
+    @property
+    def made(self) -> int:
+        """How many changes were made so far."""
+        return self._next - 1
 
     def measure(self, changes: int, interval_ms: float = 100) -> Round:
         """One change every interval, whether the one before has arrived or not. Raises ProbeFailed if one never does."""
@@ -103,7 +108,7 @@ class Convergence:
         names = [self._names[(number + i) % CYCLE] for i in range(OVERTAKING)]
         path = f"{CORE}/namespaces/{self._namespace}/pods/moving"
         body = {"metadata": {"annotations": {"timonel.io/pod-ip": self._addresses[number % CYCLE]}}}
-        waiting = [self._until(node, names, 10) for node in self._lab.nodes]
+        waiting = [self._until(node, names, 10) for node in self._nodes]
         begin = time.monotonic()
         self._api.request("PATCH", path, body)
         answered = time.monotonic()
@@ -114,11 +119,11 @@ class Convergence:
         return node.ask_until(self._virtual_ip, 80, names, deadline_s=deadline_s)
 
 
-def fill(api: ApiClient, lab: Lab, namespace: str, count: int, progress: Callable[[str], None]) -> None:
+def fill(api: ApiClient, nodes: Sequence[Node], namespace: str, count: int, progress: Callable[[str], None]) -> None:
     """Other Services of the cluster: so many, each with three endpoints on three nodes."""
     api.ensure_namespace(namespace)
     labels = {"app": "other"}
-    for i, node in enumerate(lab.nodes):
+    for i, node in enumerate(nodes):
         record = pod(f"other-{i}", labels, node.name, {"app": (PORT, "TCP")}, address=node.containers[0].address)
         api.create(f"{CORE}/namespaces/{namespace}/pods", record)
     ports: list[dict[str, Any]] = [{"port": 80, "targetPort": PORT}]

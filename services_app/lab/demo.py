@@ -83,7 +83,7 @@ class Demo:
                 p.prove_node_port(self.proof, lab, shown, 30007)
         cluster.applied("create", "namespace", "convergence")
         self._step(f"{CONVERGENCE_CHANGES} changes of one endpoint, one every 100 ms")
-        with Convergence(lab, cluster.api, "convergence") as moving:
+        with Convergence(lab.nodes, cluster.api, "convergence") as moving:
             moving.measure(10)
             measured = moving.measure(CONVERGENCE_CHANGES)
         cluster.applied("delete", "namespace", "convergence")

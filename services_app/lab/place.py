@@ -10,6 +10,7 @@ probe and serve speak JSON lines: a request {"id": n, "op": …}, a reply {"id":
 {"id": n, "ok": false, "reason": word}.
 """
 
+import _socket
 import asyncio
 import contextlib
 import ctypes
@@ -239,6 +240,23 @@ def _ask_until(request: Message, _streams: Any) -> Message:
     return _polled(request, is_reached)
 
 
+def _ask_each_until(request: Message, _streams: Any) -> Message:
+    """As _poll, of many at once; reached when of `wanted`, {host: names of backends}, each host was answered by one."""
+    protocol, port, timeout_s = request.get("protocol", "tcp"), request["port"], request.get("timeout_s", 0.1)
+    waiting = dict(request["wanted"])
+
+    def is_reached() -> tuple[bool, Any]:
+        for host in [*waiting]:
+            try:
+                if ask_once(protocol, host, port, timeout_s)["backend"] in waiting[host]:
+                    del waiting[host]
+            except OSError:
+                continue
+        return not waiting, f"{len(waiting)} are missing"
+
+    return _polled(request, is_reached)
+
+
 def _polled(request: Message, is_reached: Callable[[], Any]) -> Message:
     try:
         return _poll(request, is_reached)
@@ -313,6 +331,45 @@ def _stream_end(request: Message, streams: dict[str, Stream]) -> Message:
     return stream.report()
 
 
+def _sink(request: Message, _streams: Any) -> Message:
+    """Accept connections on `port` of every address, and close them, as long as this process lives."""
+    listener = socket.create_server(("", request["port"]), backlog=4096)
+
+    def accept() -> None:
+        _keep_to(request.get("cpu"))
+        take = listener._accept  # type: ignore[attr-defined]  # the bare descriptor: a fifth of the cost
+        while True:
+            with contextlib.suppress(ConnectionError):
+                os.close(take()[0])
+
+    threading.Thread(target=accept, daemon=True).start()
+    return {}
+
+
+def _connect(request: Message, _streams: Any) -> Message:
+    """Connections one after the other for `seconds`; {"count", "seconds", "cpu_s": of this thread}."""
+    target = (request["host"], request["port"])
+    family, reset = family_of(request["host"]), struct.pack("ii", 1, 0)
+    plain = _socket.socket  # what socket.socket adds costs as much as a connection's rules
+    _keep_to(request.get("cpu"))
+    count = 0
+    cpu_s, begin = time.thread_time(), time.perf_counter()
+    while time.perf_counter() < begin + request["seconds"]:
+        for _ in range(50):
+            s = plain(family, socket.SOCK_STREAM)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)  # or every local port is soon in TIME_WAIT
+            s.connect(target)
+            s.close()
+        count += 50
+    return {"count": count, "seconds": time.perf_counter() - begin, "cpu_s": time.thread_time() - cpu_s}
+
+
+def _keep_to(cpu: "int | None") -> None:
+    """Run this thread on one processor alone."""
+    if cpu is not None:
+        os.sched_setaffinity(0, {cpu})
+
+
 TYPES = {"A": 1, "CNAME": 5, "PTR": 12, "AAAA": 28, "SRV": 33}
 
 
@@ -380,6 +437,9 @@ def _lookup_until(request: Message, _streams: Any) -> Message:
 PROBES: dict[str, Callable[[Message, dict[str, Stream]], Message]] = {
     "ask": _ask,
     "ask_until": _ask_until,
+    "ask_each_until": _ask_each_until,
+    "sink": _sink,
+    "connect": _connect,
     "stream": _stream,
     "stream_end": _stream_end,
     "lookup": _lookup,
