@@ -132,7 +132,9 @@ class Writer:
 
 
 class Pace:
-    """When something may be done again: soon, as long as it is wanted now and then; less often the more it is wanted."""
+    """When something may be done again: soon, as long as it is wanted now and then; less often while it is wanted without
+    end, which is more often than once in the shortest pause.
+    """
 
     def __init__(
         self,
@@ -148,9 +150,11 @@ class Pace:
         """The seconds until it may be done; 0 for now."""
         return max(self._free_at - self._clock(), 0.0)
 
-    def note(self, *, had_to_wait: bool) -> None:
-        """It is done now. had_to_wait: it was wanted already in the pause before; then the next one is twice as long."""
-        self._pause_s = min(2 * self._pause_s, self._longest_s) if had_to_wait else self._shortest_s
+    def note(self, *, wanted: int) -> None:
+        """It is done now. wanted: how often it was asked for since it was done last."""
+        # Compared with the pause that is over: what comes every 100 ms does not keep a pause of 240 ms alive.
+        is_endless = wanted > self._pause_s / self._shortest_s
+        self._pause_s = min(2 * self._pause_s, self._longest_s) if is_endless else self._shortest_s
         self._free_at = self._clock() + self._pause_s
 
 
@@ -161,16 +165,13 @@ class _Announcer:
         self._condition = threading.Condition()
         self._thread: threading.Thread | None = None
         self._head = 0
-        self._for_nodes = False
-        self._had_to_wait = False
+        self._for_nodes = 0  # so many changes since the last wake
         self._pace = Pace()
 
     def tell(self, head: int, *, for_nodes: bool) -> None:
         with self._condition:
             self._head = max(self._head, head)
-            if for_nodes:
-                self._for_nodes = True
-                self._had_to_wait = self._had_to_wait or self._pace.wait_s() > 0
+            self._for_nodes += for_nodes
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="announcing", daemon=True)
                 self._thread.start()
@@ -184,8 +185,8 @@ class _Announcer:
                 head, self._head = self._head, 0
                 wakes = self._wakes_now()
                 if wakes:
-                    self._pace.note(had_to_wait=self._had_to_wait)
-                    self._for_nodes = self._had_to_wait = False
+                    self._pace.note(wanted=self._for_nodes)
+                    self._for_nodes = 0
             if head:
                 _publish(head)
             if wakes:
@@ -193,7 +194,7 @@ class _Announcer:
                     wake()
 
     def _wakes_now(self) -> bool:
-        return self._for_nodes and not self._pace.wait_s()
+        return self._for_nodes > 0 and not self._pace.wait_s()
 
 
 _announcer = _Announcer()

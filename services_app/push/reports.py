@@ -33,27 +33,28 @@ class _Settling:
     """Writes Programmed conditions in a thread of its own: at once, but once for the reports that come together."""
 
     def __init__(self) -> None:
-        self._wanted = threading.Event()
-        self._starting = threading.Lock()
+        self._condition = threading.Condition()
+        self._wanted = 0  # so often since it was done last
         self._thread: threading.Thread | None = None
         self._pace = Pace()
 
     def request(self) -> None:
         """Look soon whether Services became programmed. The sweep looks too: nothing is lost with this process."""
-        with self._starting:
+        with self._condition:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="settling", daemon=True)
                 self._thread.start()
-        self._wanted.set()
+            self._wanted += 1
+            self._condition.notify()
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait()
-            time.sleep(SETTLE_S)
-            if pause_s := self._pace.wait_s():
-                time.sleep(pause_s)
-            self._wanted.clear()
-            self._pace.note(had_to_wait=pause_s > 0)
+            with self._condition:
+                self._condition.wait_for(lambda: self._wanted)
+            time.sleep(max(SETTLE_S, self._pace.wait_s()))
+            with self._condition:
+                self._pace.note(wanted=self._wanted)
+                self._wanted = 0
             try:
                 store.settle_programmed(actor=ACTOR)
             except Exception as err:  # the database may be away; the sweep comes again

@@ -56,16 +56,27 @@ def test_the_newest_head_of_a_burst_is_told_and_the_burst_not_one_by_one(told, w
     assert all(later - earlier >= changes.WAKE_PAUSE_S * 0.9 for earlier, later in pairwise(wakes))
 
 
-def test_pauses_grow_while_it_is_wanted_in_each_and_start_over_after_a_quiet_one():
+def test_pauses_grow_while_it_is_wanted_without_end_and_start_over_when_it_is_not():
     now = 1000.0
     pace = changes.Pace(0.03, 0.24, clock=lambda: now)
     assert pace.wait_s() == 0
     pauses = []
-    for had_to_wait in (False, True, True, True, True, True, False, True):
+    for wanted in (1, 2, 3, 5, 9, 9, 1, 2):
         now += pace.wait_s()
-        pace.note(had_to_wait=had_to_wait)
+        pace.note(wanted=wanted)
         pauses.append(round(pace.wait_s(), 6))
     assert pauses == [0.03, 0.06, 0.12, 0.24, 0.24, 0.24, 0.03, 0.06]
+
+
+def test_what_comes_every_100_ms_does_not_keep_the_long_pause_of_a_burst_before_it():
+    now = 1000.0
+    pace = changes.Pace(0.03, 0.24, clock=lambda: now)
+    for wanted in (1, 4, 8, 16, 16):
+        now += pace.wait_s()
+        pace.note(wanted=wanted)
+    now += pace.wait_s()
+    pace.note(wanted=3)  # in 240 ms
+    assert round(pace.wait_s(), 6) == 0.03
 
 
 def test_changes_without_end_wake_less_often_and_one_after_them_at_once(wakes):
