@@ -105,7 +105,8 @@ def _group(mark: str) -> str:
 
 def _lost(change: Change) -> set[tuple[str, str, str]]:
     """(group, address, port) of endpoints that are in a slot no longer. Moving to another slot is no loss."""
-    return _endpoints(change.deletes.items()) - _endpoints(change.adds.items())
+    gone = _endpoints(change.deletes.items())
+    return gone - _endpoints(change.adds.items()) if gone else gone
 
 
 def _endpoints(elements: Iterable[tuple[str, str]]) -> set[tuple[str, str, str]]:

@@ -42,6 +42,7 @@ class Journal:
             whole += len(line)
             if "cluster" in message:
                 state = State(message["cluster"])
+                self._base_size = len(line)
             barred = {owner: Refusal(*why) for owner, why in message.get("barred", {}).items()}
             # At revision 0 is what another control plane pushed, see Node.adopt.
             if message["revision"] or message["owners"]:
@@ -52,10 +53,7 @@ class Journal:
 
     def append(self, revision: int, since: int | None, owners: Message, barred: dict[str, Refusal]) -> None:
         """Note a push that is about to be applied. Raises OSError; the file is as before then."""
-        message: Message = {"revision": revision, "since": since, "owners": owners}
-        if barred:
-            message["barred"] = {owner: [why.reason, why.message] for owner, why in barred.items()}
-        line = _line(message)
+        line = _line({"revision": revision, "since": since, "owners": owners, **_barred(barred)})
         try:
             with open(self.path, "ab") as file:
                 if file.tell() != self._size:
@@ -72,19 +70,31 @@ class Journal:
         """Whether rewriting it is worth while."""
         return self._size > max(self._least_size, 2 * self._base_size)
 
-    def rewrite(self, state: State) -> None:
-        """Replace the file by the state alone, whole or not at all."""
-        barred = {owner: [why.reason, why.message] for owner, why in state.refused.items() if owner in state.barred}
-        message = {"cluster": state.cluster, "revision": state.revision, "since": None, "owners": state.resources()}
-        line = _line({**message, "barred": barred})
+    def begin(self, cluster: str | None, revision: int, owners: Message, barred: dict[str, Refusal]) -> None:
+        """Note a full push that is about to be applied: nothing before it matters. Raises OSError as `append`."""
+        line = _line({"cluster": cluster, "revision": revision, "since": None, "owners": owners, **_barred(barred)})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(self.path.name + ".new")
-        with open(new, "wb") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self.path)
+        try:
+            with open(new, "wb") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path)
+        except OSError:
+            new.unlink(missing_ok=True)
+            raise
         self._base_size = self._size = len(line)
+
+    def rewrite(self, state: State) -> None:
+        """Replace the file by the state alone, whole or not at all."""
+        barred = {owner: why for owner, why in state.refused.items() if owner in state.barred}
+        self.begin(state.cluster, state.revision, state.resources(), barred)
+
+
+def _barred(refusals: dict[str, Refusal]) -> Message:
+    """As a message has it; nothing when there are none."""
+    return {"barred": {owner: [why.reason, why.message] for owner, why in refusals.items()}} if refusals else {}
 
 
 def _line(message: Message) -> bytes:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from agents import conntrack, dns, health, host, nftables, planes
@@ -112,7 +113,10 @@ class Node:
         barred = judge(owners)
         barred |= self._planes.judge({owner: _held(owners[owner]) for owner in owners.keys() - barred.keys()})
         try:
-            self._journal.append(revision, since, owners, barred)
+            if since is None:
+                self._journal.begin(cluster, revision, owners, barred)
+            else:
+                self._journal.append(revision, since, owners, barred)
         except OSError as err:
             raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
         was_in_force, self.is_in_force = self.is_in_force, False
@@ -372,18 +376,21 @@ def judge(owners: Owners) -> dict[str, Refusal]:
     barred: dict[str, Refusal] = {}
     for owner, resources in owners.items():
         _check_text(owner)
-        for resource in resources:
-            if len(resource) != 3 or not all(isinstance(part, str) for part in resource):
-                raise ApplyError(f"cannot read the push: {owner!r} has a resource that is not [driver, key, value]")
-            driver, key, value = resource
-            for part in resource:
-                _check_text(part)
-            if owner in barred:
-                continue
-            try:
+        try:
+            is_whole = all(len(resource) == 3 for resource in resources)
+            text = "".join(
+                chain.from_iterable(resources)
+            )  # together: three calls for each are a third of the time here
+        except TypeError:
+            is_whole = False
+        if not is_whole:
+            raise ApplyError(f"cannot read the push: {owner!r} has a resource that is not [driver, key, value]")
+        _check_text(text)
+        try:
+            for driver, key, value in resources:
                 _judge(driver, key, value)
-            except InvalidResource as err:
-                barred[owner] = Refusal("InvalidResource", str(err))
+        except InvalidResource as err:
+            barred[owner] = Refusal("InvalidResource", str(err))
     return barred
 
 

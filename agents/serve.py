@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from agents import host, upgrade
+from agents import host, process, upgrade
 from agents.errors import AgentError
 from agents.node import PROGRAM, Node
 from agents.state import ApplyError
@@ -51,14 +51,25 @@ class Session:
         watch = threading.Thread(target=self._watch, daemon=True)
         watch.start()
         try:
-            while (request := self._read()) is not None:
-                with self._turn:
-                    answer = self._answer(request)
-                self._write({"id": request.get("id"), **answer})
+            while self._serve_next():
+                pass
         finally:
             self._is_over.set()
             with self._turn:
                 pass  # a repair is finished, not torn
+
+    def _serve_next(self) -> bool:
+        """Whether there was a request. What it held is free before the next one is waited for."""
+        request = self._read()
+        if request is None:
+            return False
+        with self._turn:
+            answer = self._answer(request)
+        self._write({"id": request.get("id"), **answer})
+        if request.get("op") == "apply" and request.get("since") is None:
+            del request, answer
+            process.give_memory_back()
+        return True
 
     def _answer(self, request: Message) -> Message:
         operation = self._operations.get(str(request.get("op")))

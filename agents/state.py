@@ -11,6 +11,7 @@ import hashlib
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import intern
 
 Element = tuple[str, str]
 Owners = Mapping[str, Iterable[Sequence[str]]]
@@ -293,6 +294,7 @@ def apply(
     for owner, resources in owners.items():
         held: dict[Element, str] = {}
         for driver, key, value in resources:
+            driver = intern(driver)  # a few words, a quarter of a million times
             if held.setdefault((driver, key), value) != value:
                 message = f"cannot apply {driver} {key!r}: given twice with different values"
                 faults[owner] = Refusal("ElementConflict", message)

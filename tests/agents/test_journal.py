@@ -141,6 +141,31 @@ def test_killed_between_writing_down_and_applying_the_push_is_held(tmp_path: Pat
     assert (state.revision, state.elements("nft4")) == (9, {"z": "1"})
 
 
+def test_a_full_push_takes_the_place_of_all_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    journal = Journal(path, least_size=10)
+    journal.load()
+    journal.begin("cluster", 9, TWO, {"b": Refusal("InvalidResource", "bad")})
+    assert not journal.is_long
+    assert path.read_bytes().count(b"\n") == 1
+    state = Journal(path).load()
+    assert (state.cluster, state.revision, state.owners.keys()) == ("cluster", 9, TWO.keys())
+    assert state.barred == {"b"}
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        journal.begin("cluster", 10, ONE, {})
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["journal"]
+    again = Journal(path, least_size=10)
+    assert again.load().revision == 9
+    assert not again.is_long  # the next agent does not write it anew with its first push
+
+
 def test_it_is_rewritten_when_the_pushes_outweigh_the_state(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal, state = Journal(path, least_size=1000), State("cluster")
