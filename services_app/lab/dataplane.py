@@ -24,6 +24,7 @@ from services_app.lab.pages import Browser
 PORT = 9376
 FIRST_ADDRESS = 150  # of the Pods, in their container's network; below are the ones of other measurements
 CLIENTS = 8
+ELSEWHERE = "somewhere"  # a Node
 NAME_SERVERS = r"\bknotd\b|\bunbound\b"
 
 Say = Callable[[str], None]
@@ -117,13 +118,20 @@ class Held:
 
 
 def add_pods(api: ApiClient, namespace: str, node: Node, container: Container, count: int) -> None:
-    """Pods in a container that are the endpoints of each Service of the namespace."""
+    """Pods that are the endpoints of each Service of the namespace; of ten one is the node's, as among ten nodes.
+
+    The others are of a Node that is not enrolled, and somebody else tells their status. All addresses are the container's.
+    """
     api.ensure_namespace(namespace)
-    network = container.address.rpartition(".")[0]
+    network, pods = container.address.rpartition(".")[0], f"{CORE}/namespaces/{namespace}/pods"
     for i in range(count):
         address = f"{network}.{FIRST_ADDRESS + i}"
-        record = pod(f"backend-{i}", {"app": "backend"}, node.name, {"app": (PORT, "TCP")}, address=address)
-        api.create(f"{CORE}/namespaces/{namespace}/pods", record)
+        place = ELSEWHERE if i % 10 else node.name
+        api.create(pods, pod(f"backend-{i}", {"app": "backend"}, place, {"app": (PORT, "TCP")}, address=address))
+        if place == ELSEWHERE:
+            ready = [{"type": kind, "status": "True"} for kind in ("Ready", "ContainersReady")]
+            status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": ready}
+            api.request("PATCH", f"{pods}/backend-{i}/status", {"status": status})
 
 
 def add_services(api: ApiClient, namespace: str, numbers: range, say: Say) -> None:
@@ -184,7 +192,7 @@ def watched_memory(node: Node) -> Iterator[list[float]]:
     def look() -> None:
         while not ending.wait(0.02):
             agents = {pid for pid, command in node.processes().items() if re.search(r"python3.*\bserve\b", command)}
-            pids = agents | {pid for pid in node.processes() if _parent(pid) in agents}
+            pids = agents | {pid for pid in node.processes() if parent_of(pid) in agents}
             peak[0] = max(peak[0], sum(resident_mib(pid) for pid in pids))
 
     thread = threading.Thread(target=look, daemon=True)
@@ -204,7 +212,8 @@ def resident_mib(pid: int) -> float:
     return 0.0
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
+    """0 when the process is gone."""
     with contextlib.suppress(OSError):
         return int(_stat(pid)[1])
     return 0

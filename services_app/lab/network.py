@@ -34,6 +34,8 @@ from services_app.lab.namespaces import LabError, Place
 DIRECTORY = Path("/run/timonel-lab")
 ORDINARY_USER = "operator"
 CONTAINER_BRIDGE = "cbr0"
+NEIGHBOUR = 200  # the last part of its address
+MOST_NODES, MOST_WITH_CONTAINERS = 240, 150
 
 P = TypeVar("P", bound=Place)
 
@@ -143,7 +145,10 @@ class Lab:
     """
 
     def __init__(self, nodes: int = 3, containers: int = 1, *, progress: Callable[[str], None] | None = None) -> None:
-        """containers: behind each node."""
+        """containers: behind each node; none where there are more than MOST_WITH_CONTAINERS nodes. Raises LabError."""
+        most = MOST_WITH_CONTAINERS if containers else MOST_NODES
+        if nodes > most:
+            raise LabError(f"cannot build a lab of {nodes} nodes: its networks have room for {most}")
         self._node_count = nodes
         self._container_count = containers
         self._progress = progress or (lambda _: None)
@@ -279,9 +284,9 @@ class Lab:
             self.switch.run(["/bin/sh", "-c", f"echo 1 >/proc/sys/net/{setting}"])
 
         self._address(self.client, f"{p}.1.10", f"{p}.1.254")
-        self._address(self.neighbour, f"{p}.0.200", f"{p}.0.254")
+        self._address(self.neighbour, f"{p}.0.{NEIGHBOUR}", f"{p}.0.254")
         for number, node in enumerate(self.nodes, start=1):
-            self._address(node, f"{p}.0.{10 + number}", f"{p}.0.254")
+            self._address(node, f"{p}.0.{_host_part(number)}", f"{p}.0.254")
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self._wire_node, range(1, len(self.nodes) + 1), self.nodes))
 
@@ -300,6 +305,9 @@ class Lab:
         )
 
     def _wire_node(self, number: int, node: Node) -> None:
+        node.run(["/bin/sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
+        if not node.containers:
+            return
         p = self._prefix
         lines = [
             f"link add {CONTAINER_BRIDGE} type bridge forward_delay 0",
@@ -315,11 +323,10 @@ class Lab:
             ]
         for other in range(1, len(self.nodes) + 1):
             if other != number:
-                gateway = f"{p}.0.{10 + other}"
+                gateway = f"{p}.0.{_host_part(other)}"
                 lines.append(f"route add {p}.{100 + other}.0/24 via {gateway}")
                 lines.append(f"route add {ipv6_of(f'{p}.{100 + other}.0')}/64 via {ipv6_of(gateway)}")
         _batch(node, lines)
-        node.run(["/bin/sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])
         for j, container in enumerate(node.containers, start=1):
             self._address(container, f"{p}.{100 + number}.{10 + j}", f"{p}.{100 + number}.1")
 
@@ -374,6 +381,12 @@ def remove_leftovers() -> list[str]:
             shutil.rmtree(directory, ignore_errors=True)
             removed.append(directory.name)
     return removed
+
+
+def _host_part(number: int) -> int:
+    """The last part of a node's address, by its number from 1."""
+    part = 10 + number
+    return part if part < NEIGHBOUR else part + 1
 
 
 def ipv6_of(address: str) -> str:
