@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network
 
-from agents import process
+from agents import netlink, process
 from agents.errors import AgentError, InvalidResource, NftRefused
 from agents.state import Change
 
@@ -489,6 +489,7 @@ class Tables:
         self._run, self._check = run, check
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
+        self._looked_at: int | None = None  # the kernel's generation when the tables were found as left
         self._known: dict[str, _Known] = {}  # driver -> what is known; only `refill` may follow when it is missing
 
     @property
@@ -600,8 +601,14 @@ class Tables:
 
     def is_as_left(self, elements: Elements | None) -> bool:
         """Whether the tables are what this process made of them; given elements: what these make."""
-        sums = self.sums if elements is None else expected_sums(elements)
-        return bool(sums) and self._are_expected(sums)
+        if elements is not None:
+            return self._are_expected(expected_sums(elements))
+        generation = netlink.ruleset_generation()
+        if self._known and generation is not None and generation == self._looked_at:
+            return True  # nobody has committed anything since, this process included
+        as_left = bool(self._known) and self._are_expected(self.sums)
+        self._looked_at = generation if as_left else None
+        return as_left
 
     def leftovers(self) -> list[str]:
         """The tables that are there."""
