@@ -7,14 +7,15 @@ import json
 import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from services_app.lab import connections, dataplane, pages, throughput
+from services_app.lab import connections, dataplane, fanout, pages, simulation, throughput
 from services_app.lab.client import CORE
 from services_app.lab.cluster import Cluster
 from services_app.lab.convergence import Convergence, fill, percentile, three_rounds
 from services_app.lab.network import Node
+from services_app.lab.simulation import Costs, Plant
 from services_app.lab.watchers import fan_out_ms
 
 Say = Callable[[str], None]
@@ -24,6 +25,9 @@ SIZES = (10, 1000)
 PRESENT = 10_000
 WATCHERS, WATCHED_CHANGES = 1000, 50
 SIMULATED_NODES, LOADS = 500, 100
+MODES = ("nftables",)  # in which connections are measured
+FANOUT_NODES, FANOUT_CHANGES = 200, 50
+SIMULATED = 5000  # nodes
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,12 @@ def one_node(cluster: Cluster, say: Say) -> list[Figure]:
             Figure("agent.rss_mib.loading", round(peak[0]), 400),
         ]
         figures += _changes(cluster, node, PRESENT, say, agent=held.agent_pid())
-    cluster.api.ensure_namespace("burst")
-    with dataplane.Burst(cluster.api, node, "burst", 100) as burst:
-        burst.measure_ms()
-        bursts = [burst.measure_ms() for _ in range(10)]
-    say(f"100 changes at once: {', '.join(f'{ms:.0f}' for ms in bursts)} ms")
-    figures.append(Figure("node.burst100_ms", round(statistics.median(bursts)), 500))
-    return figures + _connections(cluster, "nftables", say)
+        figures.append(_burst(cluster, node, say))
+        for mode in MODES:
+            say(f"connections in mode {mode}")
+            held.serve_by(mode)
+            figures += _connections(cluster, mode, say)
+    return figures
 
 
 def big_loads(cluster: Cluster, say: Say) -> list[Figure]:
@@ -147,6 +150,43 @@ def big_loads(cluster: Cluster, say: Say) -> list[Figure]:
         _fill_held(held, "hundred", 1000, 100, say)
         kernel_s = dataplane.kernel_load_s(cluster.lab.neighbour, held.elements("hundred"))
     return [*figures, Figure("node.kernel_load_1000x100_s", round(kernel_s, 2))]
+
+
+def fan_out(cluster: Cluster, say: Say) -> list[Figure]:
+    """200 nodes with a sshd each: from sending a write until the last node's report is stored; costs for the simulation."""
+    count = len(cluster.lab.nodes)
+    fanout.enrol_all(cluster, say)
+    with fanout.Fanout(cluster) as moving:
+        moving.measure(5)
+        times = moving.measure(FANOUT_CHANGES)
+        p50, p99 = percentile(times.last_ms, 50), percentile(times.last_ms, 99)
+        answered = percentile(times.answered_ms, 50)
+        say(f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; the write is answered after {answered:.0f} ms (p50)")
+        say("processor time a change: " + ", ".join(f"{role} {ms:.0f} ms" for role, ms in times.cpu_ms.items()))
+        costs = moving.record(times)
+    costs.write(cluster.directory.with_name("push-costs.json"))
+    say(f"a push, in ms: {costs.told()}")
+    return [Figure(f"fanout.{count}.p50_ms", round(p50)), Figure(f"fanout.{count}.p99_ms", round(p99), 1000)]
+
+
+def simulate(say: Say) -> list[Figure]:
+    """5,000 nodes with machines of their own, from the recorded costs of a push; no node is reached."""
+    costs = Costs.read()
+    say(f"a push, in ms: {costs.told()}")
+    plant = Plant(SIMULATED)
+    figures = []
+    for workers in (1, 4, 16):
+        found = simulation.simulate(replace(plant, workers=workers), costs)
+        say(
+            f"{workers} workers: p50 {found.p50_s:.1f} s, p99 {found.p99_s:.1f} s; {found.busiest} busy {found.busy:.0%}"
+        )
+        figures.append(Figure(f"simulation.{SIMULATED}.p99_s.workers_{workers}", round(found.p99_s, 2)))
+    for limit_s in (5, 1):
+        needed = simulation.workers_needed(plant, costs, limit_s)
+        say(f"p99 within {limit_s} s: {needed or f'not with {simulation.SHARDS}'} workers")
+        if needed:
+            figures.append(Figure(f"simulation.{SIMULATED}.workers_for_{limit_s}s", needed))
+    return figures
 
 
 def _fill_held(held: dataplane.Held, namespace: str, services: int, endpoints: int, say: Say) -> None:
@@ -175,6 +215,16 @@ def _changes(cluster: Cluster, node: Node, size: int, say: Say, *, agent: int = 
     return [*figures, Figure("node.change.cpu_ms", round(cpu_s * 1000 / made, 1), 10)] if agent else figures
 
 
+def _burst(cluster: Cluster, node: Node, say: Say) -> Figure:
+    """100 endpoints of 100 Services move at once, ten times."""
+    cluster.api.ensure_namespace("burst")
+    with dataplane.Burst(cluster.api, node, "burst", 100) as burst:
+        burst.measure_ms()
+        bursts = [burst.measure_ms() for _ in range(10)]
+    say(f"100 changes at once: {', '.join(f'{ms:.0f}' for ms in bursts)} ms")
+    return Figure("node.burst100_ms", round(statistics.median(bursts)), 500)
+
+
 def _connections(cluster: Cluster, mode: str, say: Say) -> list[Figure]:
     """New connections on a node that serves Services by a mode, among PRESENT of them, beside its twin without rules."""
     node, twin = cluster.lab.nodes
@@ -198,6 +248,7 @@ class Area:
     measure: Callable[[Cluster, Say], list[Figure]]
     web_processes: int = 2
     nodes: int = 3
+    containers: int = 2
     enrols: bool = True
 
 
@@ -208,17 +259,26 @@ AREAS: dict[str, tuple[Area, ...]] = {
     "watch": (Area(watch, web_processes=4),),
     "pages": (Area(dashboard),),
     "dataplane": (Area(one_node, nodes=2, enrols=False), Area(big_loads, nodes=1, enrols=False)),
+    "fanout": (Area(fan_out, nodes=FANOUT_NODES, containers=0, enrols=False),),
 }
+
+# Name -> what is worked out, without any cluster.
+WORKED_OUT: dict[str, Callable[[Say], list[Figure]]] = {"simulation": simulate}
 
 
 def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figure]:
     """Measure the areas and merge the figures into the results file."""
     figures: list[Figure] = []
     for area in (area for name, areas in AREAS.items() if only in (None, name) for area in areas):
-        cluster = Cluster(directory, web_processes=area.web_processes, nodes=area.nodes, enrols=area.enrols, say=say)
-        with cluster:
-            figures += area.measure(cluster, say)
+        wanted = asdict(area)
+        measure = wanted.pop("measure")
+        with Cluster(directory, **wanted, say=say) as cluster:
+            figures += measure(cluster, say)
         merge(results, figures)
+    for name, work_out in WORKED_OUT.items():
+        if only in (None, name):
+            figures += work_out(say)
+            merge(results, figures)
     return figures
 
 

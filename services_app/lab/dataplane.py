@@ -20,6 +20,7 @@ from services_app.lab.cluster import Cluster
 from services_app.lab.namespaces import Place, outcome
 from services_app.lab.network import Container, Node
 from services_app.lab.pages import Browser
+from services_app.spec import kube_proxy
 
 PORT = 9376
 FIRST_ADDRESS = 150  # of the Pods, in their container's network; below are the ones of other measurements
@@ -67,6 +68,17 @@ class Held:
     def _is_wanted(self) -> bool:
         rows = self._database.execute("SELECT full_wanted FROM services_app_nodesync WHERE node = %s", [self.node.name])
         return bool(rows.fetchone() == (True,))
+
+    def serve_by(self, mode: str, timeout_s: float = 120) -> None:
+        """Have the node serve Services in a mode. Raises ApiRefused when there is no such mode, RuntimeError otherwise."""
+        metadata = {"annotations": {kube_proxy.ANNOTATION: f"mode: {mode}"}}
+        self.cluster.api.request("PATCH", f"{CORE}/nodes/{self.node.name}", {"metadata": metadata})
+        said = "SELECT facts->>'mode' FROM services_app_nodesync WHERE node = %s"
+        deadline = time.monotonic() + timeout_s
+        while (found := self._database.execute(said, [self.node.name]).fetchone()) != (mode,):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"cannot have {self.node.name} serve in mode {mode}: it says {found and found[0]}")
+            time.sleep(0.1)
 
     def settle(self, timeout_s: float = 120) -> None:
         """Wait until every Service is Programmed: until then the control plane writes conditions."""

@@ -286,7 +286,7 @@ class Lab:
         self._address(self.client, f"{p}.1.10", f"{p}.1.254")
         self._address(self.neighbour, f"{p}.0.{NEIGHBOUR}", f"{p}.0.254")
         for number, node in enumerate(self.nodes, start=1):
-            self._address(node, f"{p}.0.{_host_part(number)}", f"{p}.0.254")
+            self._address(node, f"{p}.0.{host_part(number)}", f"{p}.0.254")
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(self._wire_node, range(1, len(self.nodes) + 1), self.nodes))
 
@@ -323,7 +323,7 @@ class Lab:
             ]
         for other in range(1, len(self.nodes) + 1):
             if other != number:
-                gateway = f"{p}.0.{_host_part(other)}"
+                gateway = f"{p}.0.{host_part(other)}"
                 lines.append(f"route add {p}.{100 + other}.0/24 via {gateway}")
                 lines.append(f"route add {ipv6_of(f'{p}.{100 + other}.0')}/64 via {ipv6_of(gateway)}")
         _batch(node, lines)
@@ -383,7 +383,7 @@ def remove_leftovers() -> list[str]:
     return removed
 
 
-def _host_part(number: int) -> int:
+def host_part(number: int) -> int:
     """The last part of a node's address, by its number from 1."""
     part = 10 + number
     return part if part < NEIGHBOUR else part + 1
