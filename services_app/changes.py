@@ -94,6 +94,7 @@ class Writer:
     def __init__(self, *, user: str, request_id: str, now: datetime, asked: Sequence[Statement] = ()) -> None:
         self.user, self.request_id, self.now = user, request_id, now
         self.rows: list[Row] = []
+        self.concerns_nodes = False  # also when no row has an owner
         found, *self.answers = together((_TAKE_COUNTER, *asked))
         if not found:
             _, found, *self.answers = together((_MAKE_COUNTER, _TAKE_COUNTER, *asked))
@@ -123,7 +124,7 @@ class Writer:
         """The statements that store the log rows and the counter; readers hear of them after the commit."""
         if not self.rows:
             return []
-        head, for_nodes = self.revision, any(row[-1] for row in self.rows)
+        head, for_nodes = self.revision, self.concerns_nodes or any(row[-1] for row in self.rows)
         transaction.on_commit(lambda: announce(head, for_nodes=for_nodes))
         return [
             (_INSERT, (self.user, self.request_id, self.now, *map(list, zip(*self.rows, strict=True)))),

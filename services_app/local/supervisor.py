@@ -29,9 +29,12 @@ STEADY_S = 5.0  # a child that lived for so long starts with a clean record
 Say = Callable[[str], None]
 
 
-def worker_argv() -> list[str]:
-    """A worker that pushes to the nodes of every shard and does the periodic tasks."""
-    queues = ",".join(["default", *(f"push-{n:02d}" for n in range(SHARDS))])
+def worker_argv(part: int = 1, parts: int = 1) -> list[str]:
+    """A worker that pushes to the nodes of its part of the shards, 1 to `parts`, and does the periodic tasks.
+
+    No two may have a shard in common: a node has one session, and would go from one to the other.
+    """
+    queues = ",".join(["default", *(f"push-{n:02d}" for n in range(SHARDS) if n % parts == part - 1)])
     options = ["-P", "threads", "-Q", queues, "--without-gossip", "--without-mingle", "-l", "WARNING"]
     return [sys.executable, "-m", "celery", "-q", "-A", "services_app.celery", "worker", *options]
 
@@ -74,6 +77,7 @@ class Stack:
         bind: str = "127.0.0.1:8443",
         *,
         web_processes: int = 2,
+        workers: int = 1,
         database_url: str = "",
         redis_url: str = "",
         environment: dict[str, str] | None = None,
@@ -84,6 +88,7 @@ class Stack:
         self.host, _, port = bind.rpartition(":")
         self.port = int(port)
         self.web_processes = web_processes
+        self.workers = workers
         self.postgres = None if database_url else Postgres(self.data_dir / "postgres", durable=durable)
         self.redis = None if redis_url else RedisServer(self.data_dir / "redis")
         self.database_url = database_url or (self.postgres.url if self.postgres else "")
@@ -210,7 +215,9 @@ class Stack:
             argv = [*manage, "web", "--fd", str(self._listener.fileno()), "--certificate", str(files.server)]
             argv += ["--key", str(files.server_key)]
             self._add("web", argv, logs / f"web-{number}.log", pass_fds=(self._listener.fileno(),))
-        self._add("worker", worker_argv(), logs / "worker.log")
+        for number in range(1, self.workers + 1):
+            log = logs / ("worker.log" if number == 1 else f"worker-{number}.log")
+            self._add("worker", worker_argv(number, self.workers), log)
         self._add("beat", beat_argv(self.data_dir), logs / "beat.log")
 
     def stop(self) -> None:

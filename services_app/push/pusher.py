@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import close_old_connections
-from django.db.models import OuterRef, Subquery
+from django.db.models import OuterRef, QuerySet, Subquery
 
 from services_app import changes
 from services_app.models import ControlPlane, Node, NodeAccess, NodeSync
@@ -25,17 +25,21 @@ pool = SessionPool()
 _doubtful = threading.BoundedSemaphore(8)
 
 
-def push(node: str) -> None:
-    """Bring a node up to date; if somebody does already, he is told to look once more. Never raises NodeError."""
+def push(node: str, wanted: "Wanted | None" = None) -> None:
+    """Bring a node up to date; if somebody does already, he is told to look once more. Never raises NodeError.
+
+    wanted: what the tables said of it a moment ago; None: they are asked.
+    """
     if not pool.begin(node):
         return
     try:
         while True:
-            wanted = _wanted(node)
+            wanted = wanted or wanted_of(NodeSync.objects.filter(node_id=node)).get(node)
             if wanted is None or not _push_patiently(node, wanted):
                 break
             if not pool.end(node):
                 return  # from here on the turn may be somebody else's
+            wanted = None
     except BaseException:
         pool.abandon(node)
         raise
@@ -43,23 +47,26 @@ def push(node: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What the tables say about a node before a push. address: of its Node object, "" when it has none."""
+class Wanted:
+    """What the tables say about a node before a push. address: of its Node object, "" when it has none.
+
+    newest: a revision for nodes that it must get at least; None: the last one there is.
+    """
 
     address: str
     is_full: bool
     failures: int
+    newest: int | None = None
 
 
-def _wanted(node: str) -> _Wanted | None:
-    """None when the node is not enrolled any more. One query."""
+def wanted_of(rows: QuerySet[NodeSync], newest: int | None = None) -> dict[str, Wanted]:
+    """By node; those that are not enrolled any more are missing. One query."""
     address = Node.objects.filter(name=OuterRef("node_id")).values("address")[:1]
-    rows = NodeSync.objects.filter(node_id=node).values_list(Subquery(address), "full_wanted", "failures")
-    row = rows.first()
-    return _Wanted(row[0] or "", row[1], row[2]) if row else None
+    found = rows.values_list("node_id", Subquery(address), "full_wanted", "failures")
+    return {node: Wanted(at or "", is_full, failures, newest) for node, at, is_full, failures in found}
 
 
-def _push_patiently(node: str, wanted: _Wanted) -> bool:
+def _push_patiently(node: str, wanted: Wanted) -> bool:
     """Whether the node is as new as the log was when we looked."""
     if not wanted.failures:
         return _push_once(node, wanted)
@@ -71,7 +78,7 @@ def _push_patiently(node: str, wanted: _Wanted) -> bool:
         _doubtful.release()
 
 
-def _push_once(node: str, wanted: _Wanted) -> bool:
+def _push_once(node: str, wanted: Wanted) -> bool:
     try:
         _bring_up_to_date(node, wanted)
     except NodeError as err:
@@ -81,7 +88,7 @@ def _push_once(node: str, wanted: _Wanted) -> bool:
     return True
 
 
-def _bring_up_to_date(node: str, wanted: _Wanted) -> None:
+def _bring_up_to_date(node: str, wanted: Wanted) -> None:
     session = pool.get(node) or _open(node)
     if session.is_fresh:
         session, greeting = _greet(node, session)
@@ -90,17 +97,19 @@ def _bring_up_to_date(node: str, wanted: _Wanted) -> None:
         reports.note_greeting(node, greeting)
         session.held = greeting["revision"] if greeting.get("cluster") == session.cluster else None
     since = None if wanted.is_full or not session.held else session.held
-    delta = snapshot.read_delta(node, wanted.address or session.address, since, with_base=session.is_fresh)
+    address = wanted.address or session.address
+    delta = snapshot.read_delta(node, address, since, with_base=session.is_fresh, at_least=wanted.newest)
     if delta.since is not None and not delta.owners:
         answer = session.ask({"op": "ping"})
         reports.note_success(node, answer, was_failing=bool(wanted.failures))
         _tell_state(node, session, answer)
         return
     close_old_connections()  # back to the pool while the node works
-    answer = _send(session, delta, wanted.address or session.address)
+    answer = _send(session, delta, address)
     session.is_fresh = False
     session.held = answer["revision"]
-    reports.note_success(node, answer, was_full=delta.since is None, was_failing=bool(wanted.failures))
+    full_of = delta.node_revision if delta.since is None else None
+    reports.note_success(node, answer, full_of=full_of, was_failing=bool(wanted.failures))
     _tell_state(node, session, answer)
 
 

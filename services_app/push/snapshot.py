@@ -24,18 +24,22 @@ from services_app.render.node import (
     render_base,
     render_owner,
 )
-from services_app.spec import kinds, kube_proxy
+from services_app.spec import kube_proxy
 
 KEPT = 50_000  # rendered owners; a Service with ten endpoints takes some 5 KB
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What a node gets. since None: everything, what is not named goes. owners: name -> resources."""
+    """What a node gets. since None: everything, what is not named goes. owners: name -> resources.
+
+    node_revision: of the Node object that its base was made from; 0 without one.
+    """
 
     revision: int
     since: int | None
     owners: dict[str, list[Resource]]
+    node_revision: int = 0
 
     def message(self, cluster: str) -> dict[str, Any]:
         """The agent's `apply` request."""
@@ -79,7 +83,7 @@ def cluster() -> Cluster:
 class _Reading:
     """What changed after `since`, as of `revision`; `newest` was the last revision for nodes then.
 
-    has_base: whether nodes' base may have changed, too. moved: Nodes that are in another zone since.
+    has_base: whether nodes' base may have changed, too.
     """
 
     since: int | None
@@ -87,7 +91,6 @@ class _Reading:
     revision: int
     rendered: dict[str, Rendered]
     has_base: bool
-    moved: frozenset[str] = frozenset()
 
 
 class _Readings:
@@ -97,10 +100,13 @@ class _Readings:
         self._lock = threading.Lock()
         self._last: OrderedDict[int | None, _Reading] = OrderedDict()
 
-    def after(self, since: int | None) -> _Reading:
+    def after(self, since: int | None, at_least: int | None) -> _Reading:
+        """at_least: a reading with this change is new enough; None: only one with the last that there is."""
         with self._lock:
-            newest = newest_owner_revision()
             found = self._last.get(since)
+            if found is not None and at_least is not None and found.newest >= at_least:
+                return found
+            newest = newest_owner_revision()
             if found is None or found.newest != newest:
                 found = self._last[since] = _read(since, newest)
                 self._last.move_to_end(since)
@@ -112,25 +118,25 @@ class _Readings:
 _readings = _Readings()
 
 
-def read_delta(node: str, address: str, since: int | None, *, with_base: bool) -> Delta:
+def read_delta(node: str, address: str, since: int | None, *, with_base: bool, at_least: int | None = None) -> Delta:
     """The delta for a node from a revision, or everything when since is None or the log has lost a change for nodes since.
 
     All of it is of one revision but the base, which is as of now. address: the node's own when its Node names none.
+    at_least: as of _Readings.after.
     """
-    reading = _readings.after(since)
-    if node in reading.moved:
-        reading = _readings.after(None)  # whatever is routed by zone may be another's now
+    reading = _readings.after(since, at_least)
     has_base = with_base or reading.has_base
-    document, zone = None, ""
+    document, node_revision, zone = None, 0, ""
     if has_base or any(rendered.nearby for rendered in reading.rendered.values()):
-        text = models.Node.objects.filter(name=node).values_list("document", flat=True).first()
+        found = models.Node.objects.filter(name=node).values_list("document", "revision").first()
+        text, node_revision = found or (None, 0)
         document = json.loads(text) if text else None
         zone = zone_of(document)
     owners = {owner: rendered.on(node, zone) for owner, rendered in reading.rendered.items()}
     if has_base:
         network = network_of(document, address)
         owners[BASE_OWNER] = render_base(cluster(), network, kube_proxy.configuration(_proxy_config_map(), document))
-    return Delta(reading.revision, reading.since, owners)
+    return Delta(reading.revision, reading.since, owners, node_revision)
 
 
 def _proxy_config_map() -> dict[str, Any] | None:
@@ -150,19 +156,7 @@ def _read(since: int | None, newest: int) -> _Reading:
         changed = None if since is None else changes.owners_changed(since)
         rendered = _read_owners(None if changed is None else changed - {changes.BASE_OWNER})
         has_base = changed is None or changes.BASE_OWNER in changed
-        moved = _moved_nodes(since) if has_base and since is not None else frozenset()
-    return _Reading(since, newest, plane.revision, rendered, has_base, moved)
-
-
-def _moved_nodes(since: int) -> frozenset[str]:
-    """The Nodes that came into another zone after a revision. One query."""
-    rows = models.Change.objects.filter(revision__gt=since, owner=changes.BASE_OWNER, kind=kinds.NODE.plural)
-    found = rows.values_list("name", "previous", "document")
-    return frozenset(
-        name
-        for name, previous, text in found
-        if zone_of(json.loads(previous) if previous else None) != zone_of(json.loads(text))
-    )
+    return _Reading(since, newest, plane.revision, rendered, has_base)
 
 
 def newest_owner_revision() -> int:

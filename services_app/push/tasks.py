@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 HEARTBEAT = timedelta(seconds=5)
 _here = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="push")
+# Apart from those: a host that does not answer takes its time, and nodes with a session do not wait for it.
+_opening = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="open")
 ACTOR = store.Actor("timonel:tasks")
 
 
@@ -30,18 +32,22 @@ def queue_of(node: str) -> str:
     return f"push-{zlib.crc32(node.encode()) % settings.PUSH_SHARDS:02d}"
 
 
-def _start_pushes(nodes: list[str]) -> None:
-    """Here, for nodes this process has a session with; through the node's queue otherwise."""
-    for node in nodes:
+def _start_pushes(wanted: dict[str, pusher.Wanted]) -> None:
+    """Here, for nodes this process has a session with; through their shards' queues otherwise, a message a shard."""
+    elsewhere: dict[str, list[str]] = {}
+    for node, said in wanted.items():
         if pusher.pool.get(node) is not None:
-            _here.submit(_push_here, node)
+            # Asked again before a push of everything: until its turn comes it may have been done.
+            _here.submit(_push_here, node, None if said.is_full or said.failures else said)
         else:
-            push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+            elsewhere.setdefault(queue_of(node), []).append(node)
+    for queue, names in elsewhere.items():
+        push_nodes.apply_async((names,), queue=queue, expires=30, retry=False)
 
 
-def _push_here(node: str) -> None:
+def _push_here(node: str, wanted: pusher.Wanted | None = None) -> None:
     try:
-        pusher.push(node)
+        pusher.push(node, wanted)
     except Exception:  # top of a thread; the sweep comes again
         logger.exception("push to %s failed", node)
     finally:
@@ -55,13 +61,14 @@ def wake() -> None:
     newest = snapshot.newest_owner_revision()
     now = timezone.now()
     behind = Q(applied_revision__lt=newest) | Q(full_wanted=True)
-    _start_pushes([*NodeSync.objects.filter(behind, next_attempt_at__lte=now).values_list("node_id", flat=True)])
+    _start_pushes(pusher.wanted_of(NodeSync.objects.filter(behind, next_attempt_at__lte=now), newest))
 
 
 @shared_task
-def push_node(node: str) -> None:
-    """Bring one node up to date."""
-    pusher.push(node)
+def push_nodes(nodes: list[str]) -> None:
+    """Bring nodes of one shard up to date, most of which have no session yet."""
+    for node in nodes:
+        _opening.submit(_push_here, node)
 
 
 @shared_task
@@ -75,16 +82,16 @@ def sweep() -> None:
         | ~Q(state=NodeSync.State.LIVE)
         | Q(last_report_at__lt=now - HEARTBEAT)
     )
-    _start_pushes([*NodeSync.objects.filter(wanted, next_attempt_at__lte=now).values_list("node_id", flat=True)])
+    _start_pushes(pusher.wanted_of(NodeSync.objects.filter(wanted, next_attempt_at__lte=now), newest))
     store.settle_programmed(actor=ACTOR)
 
 
 @shared_task
 def audit() -> None:
     """Compare every live node's digest with what it should be; whoever differs gets everything."""
-    for node in [*NodeSync.objects.filter(state=NodeSync.State.LIVE).values_list("node_id", flat=True)]:
-        if not pusher.audit(node):
-            push_node.apply_async((node,), queue=queue_of(node), expires=30, retry=False)
+    live = [*NodeSync.objects.filter(state=NodeSync.State.LIVE).values_list("node_id", flat=True)]
+    others = [node for node in live if not pusher.audit(node)]
+    _start_pushes(pusher.wanted_of(NodeSync.objects.filter(node_id__in=others)))
 
 
 @shared_task

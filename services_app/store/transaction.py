@@ -292,6 +292,12 @@ class Transaction:
                 self.affected.setdefault((namespace, name), None)
 
     def _node_changed(self, before: Document | None, after: Document | None) -> None:
+        if before is not None and after is not None and _base_differs(before, after):
+            # To it alone: with an owner for all nodes the enrolment of one was a push to each of the others.
+            self._write(
+                "UPDATE services_app_nodesync SET full_wanted = true WHERE node = %s", after["metadata"]["name"]
+            )
+            self.log.concerns_nodes = True
         if before is not None and after is not None and endpoints.zone_of(before) == endpoints.zone_of(after):
             return
         name = (after or before or {})["metadata"]["name"]
@@ -447,7 +453,10 @@ def _columns(rows: list[tuple[str, str]]) -> tuple[list[str], list[str]]:
 
 
 def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str | None:
-    """The Service whose rendering a write may change, "*" for every node's base, None for no node's concern."""
+    """The Service whose rendering a write may change, "*" for every node's base, None for no node's concern.
+
+    What a Node's own base depends on is that node's concern alone, and no owner's: see `_node_changed`.
+    """
     document = after or before or {}
     metadata = document["metadata"]
     if kind is kinds.SERVICE:
@@ -457,8 +466,6 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
     if kind is kinds.ENDPOINT_SLICE:
         name = (metadata.get("labels") or {}).get(endpoints.SERVICE_NAME)
         return f"{metadata['namespace']}/{name}" if name else None
-    if kind is kinds.NODE and after is not None and before is not None and _base_differs(before, after):
-        return BASE_OWNER
     if kind is kinds.CONFIG_MAP and kube_proxy.is_cluster_configuration(document):
         return BASE_OWNER
     if kind is kinds.SERVICE_CIDR and (before or {}).get("spec") != (after or {}).get("spec"):

@@ -6,7 +6,8 @@ import pytest
 from django.db import connection
 
 from services_app import changes, store
-from services_app.models import Change, EndpointGroup
+from services_app.models import Change, EndpointGroup, NodeAccess, NodeSync, SshKey
+from services_app.push import reports, snapshot
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
 
@@ -156,14 +157,26 @@ def test_a_policy_has_a_group_as_long_as_it_is_local(world):
     assert after != before  # a number is never given twice: a client's memory of the old group is no memory of this one
 
 
-def test_a_nodes_addresses_and_networks_concern_every_nodes_base(world):
-    world.node()
+def test_a_nodes_addresses_and_networks_are_pushed_to_it_alone(world, monkeypatch, django_capture_on_commit_callbacks):
+    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
+    for name in ("n1", "n2"):
+        world.node(name)
+        access = NodeAccess.objects.create(node=name, address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
+        NodeSync.objects.create(node=access, full_wanted=False)
+    told = []
+    monkeypatch.setattr(changes, "announce", lambda head, *, for_nodes: told.append(for_nodes))
 
-    def owners(change, subresource=""):
+    def wanted(change, subresource=""):
+        """Who gets everything after a change of n1; nobody hears of it as an owner's."""
+        NodeSync.objects.update(full_wanted=False)
+        told.clear()
         since = changes.head()
-        stored = store.update(kinds.NODE, "", "n1", change, subresource=subresource, actor=store.Actor("tester"))
-        assert stored
-        return changes.owners_changed(since)
+        with django_capture_on_commit_callbacks(execute=True):
+            store.update(kinds.NODE, "", "n1", change, subresource=subresource, actor=store.Actor("tester"))
+        assert changes.owners_changed(since) == set()
+        found = [*NodeSync.objects.filter(full_wanted=True).values_list("node_id", flat=True)]
+        assert told == [bool(found)]
+        return found
 
     def address(node):
         node["status"]["addresses"] = [{"type": "InternalIP", "address": "192.0.2.1"}]
@@ -177,6 +190,26 @@ def test_a_nodes_addresses_and_networks_concern_every_nodes_base(world):
         node["metadata"]["labels"] = {"a": "b"}
         return node
 
-    assert owners(address, "status") == {changes.BASE_OWNER}
-    assert owners(network) == {changes.BASE_OWNER}
-    assert owners(label) == set()
+    assert wanted(address, "status") == ["n1"]
+    assert wanted(network) == ["n1"]
+    assert wanted(label) == []
+
+
+def test_everything_is_sent_again_when_the_node_changed_meanwhile(committed_world):
+    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
+    committed_world.node()
+    access = NodeAccess.objects.create(node="n1", address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
+    NodeSync.objects.create(node=access, full_wanted=True, state=NodeSync.State.LIVE)
+    delta = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
+
+    def network(node):
+        node["spec"]["podCIDR"] = "198.51.100.0/24"
+        return node
+
+    store.update(kinds.NODE, "", "n1", network, actor=store.Actor("tester"))
+    answer = {"revision": delta.revision, "digest": ""}
+    reports.note_success("n1", answer, full_of=delta.node_revision)
+    assert NodeSync.objects.get().full_wanted
+    again = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
+    reports.note_success("n1", {**answer, "revision": again.revision}, full_of=again.node_revision)
+    assert not NodeSync.objects.get().full_wanted

@@ -1,6 +1,7 @@
 """What a Node's zone is to its routes."""
 
 from services_app import changes, store
+from services_app.models import NodeAccess, NodeSync, SshKey
 from services_app.push import snapshot
 from services_app.spec import kinds
 from tests.store.conftest import ACTOR
@@ -22,7 +23,21 @@ def relabel(name, **labels):
     store.update(kinds.NODE, "", name, change, actor=ACTOR)
 
 
-def test_a_node_that_comes_into_another_zone_is_told_everything_and_others_little(committed_world):
+def enrol(name):
+    key, _ = SshKey.objects.get_or_create(name="cluster", defaults={"public": "", "private_encrypted": b""})
+    access = NodeAccess.objects.create(node=name, address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
+    NodeSync.objects.create(node=access, full_wanted=False)
+
+
+def told_everything():
+    """The nodes that get everything with their next push; asked once."""
+    rows = NodeSync.objects.filter(full_wanted=True)
+    found = [*rows.values_list("node_id", flat=True)]
+    rows.update(full_wanted=False)
+    return found
+
+
+def test_a_node_that_comes_into_another_zone_is_told_everything_and_others_nothing(committed_world):
     world = committed_world
     zone = "topology.kubernetes.io/zone"
     for name, where in (("n1", "a"), ("n2", "b"), ("n3", "b")):
@@ -34,15 +49,17 @@ def test_a_node_that_comes_into_another_zone_is_told_everything_and_others_littl
 
     held = changes.head()
     world.node("n4")
+    for name in ("n1", "n4"):
+        enrol(name)
     assert slots("n4") == {one, two, three}
     relabel("n4", **{zone: "a"})
-    mine, others = delta("n4", held), delta("n1", held)
-    assert (mine.since, mine.owners.keys()) == (None, {"", "shop/web"})
-    assert (others.since, others.owners.keys()) == (held, {""})
+    assert told_everything() == ["n4"]
+    assert delta("n1", held).owners == {}
     assert slots("n4") == {one}
 
     held = changes.head()
     relabel("n4", **{zone: "a", "disk": "fast"})
+    assert told_everything() == []
     assert delta("n4", held).owners == {}
 
     held = changes.head()

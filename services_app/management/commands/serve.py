@@ -21,6 +21,7 @@ class Command(BaseCommand):
             settings.DATA_DIR,
             f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             web_processes=settings.TIMONEL_WEB_PROCESSES,
+            workers=settings.TIMONEL_WORKER_PROCESSES,
             database_url=settings.GIVEN_DATABASE_URL,
             redis_url=settings.GIVEN_REDIS_URL,
             say=self.stdout.write,
