@@ -15,7 +15,7 @@ from services_app.lab.client import CORE
 from services_app.lab.cluster import Cluster
 from services_app.lab.convergence import Convergence, fill, percentile, three_rounds
 from services_app.lab.network import Node
-from services_app.lab.simulation import Costs, Plant
+from services_app.lab.simulation import Plant, Recording
 from services_app.lab.watchers import fan_out_ms
 
 Say = Callable[[str], None]
@@ -164,15 +164,18 @@ def fan_out(cluster: Cluster, say: Say) -> list[Figure]:
         say(f"p50 {p50:.0f} ms, p99 {p99:.0f} ms; the write is answered after {answered:.0f} ms (p50)")
         say("processor time a change: " + ", ".join(f"{role} {ms:.0f} ms" for role, ms in times.cpu_ms.items()))
         costs = moving.record(times)
-    costs.write(cluster.directory.with_name("push-costs.json"))
+    recording = Recording(costs, count, len(os.sched_getaffinity(0)), p50)
+    recording.write(cluster.directory.with_name("push-costs.json"))
     say(f"a push, in ms: {costs.told()}")
     return [Figure(f"fanout.{count}.p50_ms", round(p50)), Figure(f"fanout.{count}.p99_ms", round(p99), 1000)]
 
 
 def simulate(say: Say) -> list[Figure]:
     """5,000 nodes with machines of their own, from the recorded costs of a push; no node is reached."""
-    costs = Costs.read()
+    recording = Recording.read()
+    costs, again = recording.costs, simulation.simulate(recording.plant, recording.costs)
     say(f"a push, in ms: {costs.told()}")
+    say(f"{recording.nodes} nodes: {again.p50_s * 1000:.0f} ms simulated, {recording.p50_ms:.0f} ms measured (p50)")
     plant = Plant(SIMULATED)
     figures = []
     for workers in (1, 4, 16):

@@ -49,14 +49,6 @@ class Costs:
     ask_worker_cpu_ms: float
     ask_database_cpu_ms: float
 
-    @classmethod
-    def read(cls, path: Path = RECORDED) -> "Costs":
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**fields, "node_ms": tuple(fields["node_ms"])})
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-
     def told(self) -> str:
         node_ms = percentile(self.node_ms, 50)
         return (
@@ -64,6 +56,29 @@ class Costs:
             f"processor, {node_ms:.1f} until the node is done, {self.wake_ms:.1f} for all the rest; asking a node "
             f"{self.ask_worker_cpu_ms:.1f} of the worker, {self.ask_database_cpu_ms:.1f} of the database"
         )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Costs, and where they come from: so many nodes on one machine, and how long a change took to the last (median)."""
+
+    costs: Costs
+    nodes: int
+    processors: int
+    p50_ms: float
+
+    @classmethod
+    def read(cls, path: Path = RECORDED) -> "Recording":
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        costs = fields.pop("costs")
+        return cls(Costs(**{**costs, "node_ms": tuple(costs["node_ms"])}), **fields)
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @property
+    def plant(self) -> "Plant":
+        return Plant(self.nodes, processors=self.processors, database_processors=self.processors)
 
 
 @dataclass(frozen=True)
