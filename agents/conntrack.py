@@ -1,4 +1,4 @@
-"""Flows the kernel remembers for UDP: where an endpoint went away they would go there for ever.
+"""Flows the kernel remembers, and how many for how long. For UDP: where an endpoint went away they would stay for ever.
 
 A TCP connection ends by itself; a UDP flow lives as long as packets keep coming. So after a commit the flows of a
 group to endpoints it lost are forgotten, those to an address that has just become a Service's, and those of clients
@@ -8,7 +8,11 @@ policy leads to two groups (`to_cluster`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from agents import process
 from agents.errors import AgentError
@@ -17,6 +21,7 @@ from agents.state import Change
 UNTRANSLATED = ["--mark", "0"]
 _DELETE = ["-D", "-p", "udp"]
 _GROUP = 0x0FFFFFFF
+Slot = tuple[str, str, str]  # group, the endpoint's address and port
 
 
 class UdpFlows:
@@ -28,16 +33,20 @@ class UdpFlows:
         self._frontends: dict[str, set[str]] = {}  # mark -> its UDP frontends and node ports
         self._groups: dict[str, set[str]] = {}  # mark with flags -> the groups its connections may have
         self._marks: dict[str, set[str]] = {}  # the same, the other way round
+        self._slots: Counter[Slot] = Counter()  # how many a UDP group has of each endpoint
 
     def refill(self, elements: Iterable[tuple[str, str]]) -> None:
         """Start again from all elements."""
         self._frontends, self._groups, self._marks = {}, {}, {}
+        self._slots.clear()
+        elements = list(elements)
         for key, value in elements:
             if is_udp_frontend(key):
                 self._frontends.setdefault(value, set()).add(key)
                 self._relate(value, _group(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
+        self._slots.update(slot for slot in _slots(elements) if self._is_udp(slot[0]))
 
     def follow(self, change: Change) -> list[list[str]]:
         """Note a change; the arguments of the conntrack commands to run once it is committed. O(change)."""
@@ -46,8 +55,8 @@ class UdpFlows:
                 self._relate(value, _group(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
-        lost = sorted(_lost(change))
-        were_udp = {group for group, _, _ in lost if self._is_udp(group)}
+        gone, new = list(_slots(change.deletes.items())), list(_slots(change.adds.items()))
+        were_udp = {group for group in {slot[0] for slot in gone} if self._is_udp(group)}
         commands: list[list[str]] = []
         for key, mark in change.deletes.items():
             if is_udp_frontend(key):
@@ -68,9 +77,15 @@ class UdpFlows:
                     for frontend in sorted(self._frontends.get(mark, ()))
                     for group in sorted(self._groups.get(mark, ()))
                 ]
+        self._slots.subtract(gone)
+        self._slots.update(slot for slot in new if self._is_udp(slot[0]))
+        # To hold fewer slots than before, or another one, is no loss.
+        emptied = [slot for slot in {*gone} if self._slots[slot] <= 0]
+        for slot in emptied:
+            del self._slots[slot]
         commands += [
             ["--mark", group, "--reply-src", address, "--reply-port-src", port]
-            for group, address, port in lost
+            for group, address, port in sorted({*emptied} - {*new})
             if group in were_udp or self._is_udp(group)
         ]
         self._forget(change)
@@ -103,19 +118,68 @@ def _group(mark: str) -> str:
     return f"0x{int(mark, 16) & _GROUP:08x}"
 
 
-def _lost(change: Change) -> set[tuple[str, str, str]]:
-    """(group, address, port) of endpoints that are in a slot no longer. Moving to another slot is no loss."""
-    gone = _endpoints(change.deletes.items())
-    return gone - _endpoints(change.adds.items()) if gone else gone
-
-
-def _endpoints(elements: Iterable[tuple[str, str]]) -> set[tuple[str, str, str]]:
-    found = set()
+def _slots(elements: Iterable[tuple[str, str]]) -> Iterator[Slot]:
     for key, value in elements:
         if key.startswith("slots "):
             address, _, port = value.partition(" . ")
-            found.add((key.split()[1], address, port))
+            yield key.split()[1], address, port
+
+
+# Size and timeouts
+
+
+# What a control plane may ask for -> the kernel's settings, below /proc/sys
+_TIMEOUTS = {
+    "tcp-established": "net/netfilter/nf_conntrack_tcp_timeout_established",
+    "tcp-close-wait": "net/netfilter/nf_conntrack_tcp_timeout_close_wait",
+    "udp": "net/netfilter/nf_conntrack_udp_timeout",
+    "udp-stream": "net/netfilter/nf_conntrack_udp_timeout_stream",
+}
+_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
+_MAX, _BUCKETS = "net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_buckets"
+SETTINGS = (*_TIMEOUTS.values(), _LIBERAL, _MAX, _BUCKETS)
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+
+
+def is_setting(name: str, value: str) -> bool:
+    """Whether it is an exact form: "max" = "PER_CORE MIN", "tcp-be-liberal" = "1", a timeout = its seconds."""
+    if name == "max":
+        return len(value.split(" ")) == 2 and all(map(_NUMBER.fullmatch, value.split(" ")))
+    if name == "tcp-be-liberal":
+        return value == "1"
+    return name in _TIMEOUTS and bool(_NUMBER.fullmatch(value))
+
+
+def settings(elements: Mapping[str, str]) -> dict[str, str]:
+    """The kernel's settings that a host's elements ask for ("conntrack max" and so on), in the order to write them.
+
+    As kube-proxy, a table of at least MIN connections, with a bucket for every four (k8s v1.36 cmd/kube-proxy/app).
+    """
+    found = {}
+    for key, value in elements.items():
+        word, _, name = key.partition(" ")
+        if word != "conntrack":
+            continue
+        if name == "max":
+            per_core, least = map(int, value.split(" "))
+            number = min(max(per_core * (os.cpu_count() or 1), least), 2**31 - 1)
+            found[_MAX] = str(number)
+            # More were made for a reason. The kernel rounds up to whole pages.
+            buckets = -(-number // 4 // 8192) * 8192
+            found[_BUCKETS] = str(max(_read(_BUCKETS), buckets))
+        else:
+            found[_TIMEOUTS.get(name, _LIBERAL)] = value
     return found
+
+
+def _read(name: str) -> int:
+    try:
+        return int(Path("/proc/sys", name).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+# Flows
 
 
 def is_udp_frontend(key: str) -> bool:

@@ -6,9 +6,9 @@ repair is flush and refill in place, in one transaction.
 
 How a connection goes: `frontends` (or `nodeports`) gives a mark, kept as ct mark: flags and the group id. Chain
 `flagged` does what the flags ask and takes them off. `groups` sends the id to the chain for the group's number of
-endpoints, lb_N, to aff_T_N for a group with ClientIP affinity, to refuse, or drops. lb_N draws an index and `slots`
-gives the endpoint. aff_T_N asks `affinity` for the slot this client had in the last T seconds, draws by `pick` when it
-has none or that endpoint is gone, and hit_T remembers.
+slots to draw from, lb_N or hash_N, to aff_T_N for a group with ClientIP affinity, to refuse, or drops. lb_N draws an
+index, hash_N makes it of the client's address, and `slots` gives the endpoint. aff_T_N asks `affinity` for the slot this
+client had in the last T seconds, draws by `pick` when it has none or that endpoint is gone, and hit_T remembers.
 meta priority is the scratch register for index and slot because its type (classid) has a name, so plain `type` maps
 work in nft 1.0.6; it is set on first packets only, as is bit 0x4000 of the packet mark ("translated by us").
 """
@@ -29,8 +29,9 @@ from agents.errors import AgentError, InvalidResource, NftRefused
 from agents.state import Change
 
 READY_CHAINS = 64  # lb_1..lb_64 always exist, so that an ordinary delta holds elements only
-MAX_ENDPOINTS = 65536  # of one group; an index must fit the classid's lower half
+MAX_ENDPOINTS = 65536  # drawn in one group; an index must fit the classid's lower half
 MAX_TIMEOUT_S = 86400
+HASH_SEED = 0x54494D4F
 # Flag bits of a frontend's mark; 0x10000000 is laid out for "masquerade"
 # (the top bit is none: nft 1.0.6 lists `& 0x80000000` as something it cannot read again).
 SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
@@ -52,6 +53,7 @@ CONTAINERS = (
     "pod_cidrs",
     "source_ranges",
     "without_node_ports",
+    "masquerade_all",
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PORT = r"(?:[1-9][0-9]{0,4})"
@@ -90,6 +92,7 @@ class Family:
             "local_endpoints": f"set local_endpoints {{ type {kind}; }}",
             "pod_cidrs": f"set pod_cidrs {{ type {kind}; flags interval; }}",
             "without_node_ports": f"set without_node_ports {{ type {kind}; flags interval; }}",
+            "masquerade_all": f"set masquerade_all {{ type {kind}; flags interval; }}",
             "source_ranges": f"set source_ranges {{ type mark . {kind}; flags interval; }}",
             "hairpin": f"set hairpin {{ type {kind} . {kind}; }}",
             "same_link": "set same_link { type ifname . ifname; }",
@@ -112,10 +115,11 @@ class Family:
             |(?P<slots>slots[ ](?P<smark>{_ID})[ ]\.[ ](?P<slot>{_SLOT})\0(?P<sip>{self.address})[ ]\.[ ](?P<sport>{_PORT}))
             |(?P<pick>pick[ ](?P<pmark>{_ID})[ ]\.[ ](?P<index>{_SLOT})\0(?P<picked>{_SLOT}))
             |(?P<groups>groups[ ](?P<gmark>{_ID})
-                \0(?P<verdict>goto[ ](?:lb_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})|goto[ ]refuse|drop))
+                \0(?P<verdict>goto[ ](?:lb_|hash_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})
+                |goto[ ]refuse|drop))
             |(?P<to_cluster>to_cluster[ ](?P<lmark>0x[46][0-9a-f]{{7}})\0(?P<cmark>{_ID}))
             |(?P<addresses>(?P<container>cluster_ips|local_endpoints)[ ](?P<aip>{self.address})\0)
-            |(?P<networks>(?P<of>pod_cidrs|without_node_ports)[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
+            |(?P<networks>(?P<of>pod_cidrs|without_node_ports|masquerade_all)[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
             |(?P<source_ranges>source_ranges[ ](?P<rmark>0x[26][0-9a-f]{{7}})[ ]\.[ ](?P<source>{self.address}/[0-9]{{1,3}})\0)
             )""",
             re.VERBOSE,
@@ -138,7 +142,7 @@ IPV6 = Family(
     address=r"[0-9a-f:]{2,39}",
     node_port_address="ip6 daddr != { ::1, fe80::/10 }",
     affinity="typeof numgen random mod 2 . ct mark : meta priority",
-    client="jhash ip6 saddr mod 4294967295 seed 0x54494d4f",
+    client=f"jhash ip6 saddr mod 4294967295 seed 0x{HASH_SEED:08x}",
 )
 FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
 
@@ -193,6 +197,7 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
                 "meta priority set none",
                 # From the host to itself: nothing to translate, and by that link its own address does not look local.
                 'oifname "lo" return',
+                f"ct original {ip} daddr @masquerade_all masquerade fully-random",
                 # A container that reaches itself. By the link alone this is not seen where bridged packets come here.
                 f"{ip} saddr . {ip} daddr @hairpin masquerade fully-random",
                 # Out by the link it came in: the reply would take the short way and miss the translation.
@@ -212,10 +217,12 @@ def _to_slot(family: Family) -> tuple[str, ...]:
 
 
 def _chain_rules(family: Family, chain: str) -> tuple[str, ...]:
-    """The rules of a shared chain by its name: lb_N, aff_T_N, hit_T."""
+    """The rules of a shared chain by its name: lb_N, hash_N, aff_T_N, hit_T."""
     kind, *numbers = chain.split("_")
     if kind == "lb":
         return (f"meta priority set numgen random mod {numbers[0]}", *_to_slot(family))
+    if kind == "hash":
+        return (f"meta priority set jhash {family.ip} saddr mod {numbers[0]} seed 0x{HASH_SEED:08x}", *_to_slot(family))
     remembered = f"{family.client} . ct mark"
     if kind == "hit":
         # A key that is there keeps its slot; only its time begins again.
@@ -235,7 +242,7 @@ def _chain_rules(family: Family, chain: str) -> tuple[str, ...]:
     )
 
 
-_VERDICT_CHAIN = re.compile(r"goto ((?:lb|aff_([0-9]+))_([0-9]+))")
+_VERDICT_CHAIN = re.compile(r"goto ((?:lb|hash|aff_([0-9]+))_([0-9]+))")
 
 
 def chains_of(elements: Mapping[str, str]) -> Counter[str]:
@@ -245,7 +252,7 @@ def chains_of(elements: Mapping[str, str]) -> Counter[str]:
         if key.startswith("groups ") and (match := _VERDICT_CHAIN.fullmatch(value)):
             if match[2]:
                 found.update((match[1], f"hit_{match[2]}"))
-            elif int(match[3]) > READY_CHAINS:
+            elif int(match[3]) > READY_CHAINS or match[1].startswith("hash_"):
                 found[match[1]] += 1
     return found
 

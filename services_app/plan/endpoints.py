@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from services_app.spec import balancing
+
 Document = dict[str, Any]
 
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
@@ -58,7 +60,8 @@ def label_pairs(labels: Mapping[str, str]) -> list[str]:
 def traits(pod: Document) -> Document | None:
     """What endpoints depend on of a Pod; None when it can be no endpoint (ended, or without address).
 
-    Keys: uid, namespace, name, node, ips, ready, terminating, hostname, subdomain, ports (list of [name, protocol, number]).
+    Keys: uid, namespace, name, node, ips, ready, terminating, hostname, subdomain, ports (list of [name, protocol, number]);
+    weight, when it is not the default.
     """
     status = pod.get("status") or {}
     if status.get("phase") in ("Failed", "Succeeded"):
@@ -76,6 +79,7 @@ def traits(pod: Document) -> Document | None:
         for port in container.get("ports") or ()
         if port.get("name")
     ]
+    weight = balancing.weight_of(pod)
     return {
         "uid": metadata["uid"],
         "namespace": metadata["namespace"],
@@ -87,6 +91,7 @@ def traits(pod: Document) -> Document | None:
         "hostname": spec.get("hostname") or "",
         "subdomain": spec.get("subdomain") or "",
         "ports": ports,
+        **({"weight": weight} if weight != balancing.DEFAULT_WEIGHT else {}),
     }
 
 
@@ -125,6 +130,7 @@ def plan_slices(
         return SliceChanges(delete=existing if service["spec"].get("type") == "ExternalName" else [])
     changes = SliceChanges()
     pods = sorted(pods, key=lambda pod: pod["name"])
+    weights = {pod["uid"]: pod["weight"] for pod in pods if "weight" in pod}
     families = service["spec"].get("ipFamilies") or ["IPv4"]
     for stray in existing:
         if stray["addressType"] not in families:
@@ -132,7 +138,7 @@ def plan_slices(
     for family in families:
         desired = _by_ports(service, pods, family, zones)
         of_family = [s for s in existing if s["addressType"] == family]
-        _place(service, family, desired, of_family, changes, now, new_name, capacity)
+        _place(service, family, desired, of_family, weights, changes, now, new_name, capacity)
     return changes
 
 
@@ -206,12 +212,16 @@ def _place(
     family: str,
     desired: dict[tuple, list[Document]],
     existing: list[Document],
+    weights: Mapping[str, int],
     changes: SliceChanges,
     now: str,
     new_name: Callable[[str], str],
     capacity: int,
 ) -> None:
-    """Spread the desired endpoints of one family over slices, keeping each where it is as far as possible."""
+    """Spread the desired endpoints of one family over slices, keeping each where it is as far as possible.
+
+    weights: uid of a Pod -> its weight, when it has one.
+    """
     labels = _slice_labels(service)
     by_ports: dict[tuple, list[Document]] = {}
     for item in existing:
@@ -243,10 +253,15 @@ def _place(
             room = capacity - len(stay)
             wanted = [*stay, *new[:room]] if room > 0 else stay
             new = new[room:] if room > 0 else new
-            if wanted != (item.get("endpoints") or []) or item["metadata"].get("labels") != labels:
-                changes.update.append(_rewritten(item, wanted, labels, now))
+            marks = _weights_mark(wanted, weights)
+            same_marks = (item["metadata"].get("annotations") or {}).get(balancing.WEIGHTS) == marks.get(
+                balancing.WEIGHTS
+            )
+            if wanted != (item.get("endpoints") or []) or item["metadata"].get("labels") != labels or not same_marks:
+                changes.update.append(_rewritten(item, wanted, labels, marks, now))
         while new or (not endpoints and not kept):
-            changes.create.append(_new_slice(service, family, ports, new[:capacity], labels, now, new_name))
+            marks = {TRIGGER_TIME: now, **_weights_mark(new[:capacity], weights)}
+            changes.create.append(_new_slice(service, family, ports, new[:capacity], labels, marks, new_name))
             new = new[capacity:]
             if not endpoints:
                 break
@@ -269,9 +284,19 @@ def _ports_of(item: Document) -> tuple:
     )
 
 
-def _rewritten(item: Document, endpoints: list[Document], labels: dict[str, str], now: str) -> Document:
+def _weights_mark(endpoints: Iterable[Document], weights: Mapping[str, int]) -> dict[str, str]:
+    """The annotation with the weights of a slice's endpoints, if one of them has a weight."""
+    by_address = {e["addresses"][0]: weights[uid] for e in endpoints if (uid := e["targetRef"]["uid"]) in weights}
+    text = balancing.weights_text(by_address)
+    return {balancing.WEIGHTS: text} if text else {}
+
+
+def _rewritten(
+    item: Document, endpoints: list[Document], labels: dict[str, str], marks: dict[str, str], now: str
+) -> Document:
     metadata = {**item["metadata"], "labels": labels}
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), TRIGGER_TIME: now}
+    others = {k: v for k, v in (metadata.get("annotations") or {}).items() if k != balancing.WEIGHTS}
+    metadata["annotations"] = {**others, TRIGGER_TIME: now, **marks}
     metadata["generation"] = metadata.get("generation", 1) + 1
     return {**item, "metadata": metadata, "endpoints": endpoints or None}
 
@@ -282,7 +307,7 @@ def _new_slice(
     ports: tuple,
     endpoints: list[Document],
     labels: dict[str, str],
-    now: str,
+    annotations: dict[str, str],
     new_name: Callable[[str], str],
 ) -> Document:
     name = service["metadata"]["name"]
@@ -301,7 +326,7 @@ def _new_slice(
             "namespace": service["metadata"]["namespace"],
             "generation": 1,
             "labels": labels,
-            "annotations": {TRIGGER_TIME: now},
+            "annotations": annotations,
             "ownerReferences": [owner_reference(service)],
         },
         "addressType": family,

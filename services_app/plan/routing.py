@@ -10,6 +10,8 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Any
 
+from services_app.spec import balancing
+
 Document = dict[str, Any]
 Network = IPv4Network | IPv6Network
 
@@ -20,11 +22,12 @@ MAX_NAME_LENGTH, MAX_LABEL_LENGTH = 254, 63  # with the final dot
 
 @dataclass(frozen=True, order=True)
 class Backend:
-    """One endpoint of one port: address and number, and the Node it is on ("" when unknown)."""
+    """One endpoint of one port: address and number, the Node it is on ("" when unknown), its share of new connections."""
 
     address: str
     port: int
     node: str = ""
+    weight: int = balancing.DEFAULT_WEIGHT
 
 
 @dataclass(frozen=True)
@@ -32,21 +35,26 @@ class Group:
     """The endpoints that traffic under the Cluster policy may reach, in the order of their slots.
 
     nodes: Node -> those that it prefers; zones: zone -> those that Nodes there prefer which are not in `nodes`; never
-    empty. backends: what every other Node takes.
+    empty. backends: what every other Node takes. kept: those of weight 0, which keep the connections they have.
     """
 
     id: int
     backends: tuple[Backend, ...]
     nodes: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
     zones: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
+    kept: tuple[Backend, ...] = ()
 
 
 @dataclass(frozen=True)
 class LocalGroup:
-    """The endpoints that traffic under a Local policy may reach. nodes: Node -> those on it, never empty."""
+    """The endpoints that traffic under a Local policy may reach.
+
+    nodes: Node -> those on it, never empty; kept: Node -> those of weight 0 on it.
+    """
 
     id: int
     nodes: Mapping[str, tuple[Backend, ...]]
+    kept: Mapping[str, tuple[Backend, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class Route:
     addresses that only clients in source_ranges (networks, none in another) may use. is_internal_local: by the cluster
     IP only endpoints on the same node; is_external_local: by the other addresses. cluster is None when no traffic may
     go everywhere, local when none must stay. has_endpoints: anywhere; without any, traffic is refused, with one that it
-    may not reach, dropped. affinity_s: how long a client keeps its endpoint, None for no affinity.
+    may not reach, dropped. affinity_s: how long a client keeps its endpoint, None for no affinity. is_by_source_hash:
+    the client's address decides on the endpoint.
     """
 
     version: int
@@ -74,6 +83,7 @@ class Route:
     local: LocalGroup | None
     has_endpoints: bool
     affinity_s: int | None
+    is_by_source_hash: bool = False
 
     @property
     def is_external(self) -> bool:
@@ -134,7 +144,7 @@ def plan_routes(service: Document, slices: Iterable[Document], groups: Groups) -
     slices = list(slices)
     families = [_Addresses.of(service, canonical_address(text) or text) for text in cluster_ips]
     return tuple(
-        _route(spec, port, addresses, slices, groups) for port in spec.get("ports") or () for addresses in families
+        _route(service, port, addresses, slices, groups) for port in spec.get("ports") or () for addresses in families
     )
 
 
@@ -196,14 +206,15 @@ def _balancer_addresses(service: Document) -> list[str]:
 
 
 def _route(
-    spec: Document,
+    service: Document,
     port: Document,
     addresses: _Addresses,
     slices: Iterable[Document],
     groups: Groups,
 ) -> Route:
     """Which endpoints each policy takes follows k8s v1.36 pkg/proxy/topology.go, CategorizeEndpoints."""
-    ready, draining, hints = _endpoints(port, slices, addresses.version)
+    spec = service["spec"]
+    ready, draining, kept, hints = _endpoints(port, slices, addresses.version)
     node_port = port.get("nodePort") or None
     is_external = bool(node_port or addresses.external_ips or addresses.restricted_ips)
     is_internal_local = spec.get("internalTrafficPolicy") == LOCAL
@@ -212,9 +223,10 @@ def _route(
     # Also where the external policy is Local: clients on the node reach every endpoint by an external address.
     if not is_internal_local or is_external:
         nodes, zones = (_hinted(ready, hints, key) for key in _HINTS)
-        cluster = Group(groups[group_port(port), CLUSTER], ready or draining, nodes, zones)
+        cluster = Group(groups[group_port(port), CLUSTER], ready or draining, nodes, zones, kept)
     if is_internal_local or is_external_local:
-        local = LocalGroup(groups[group_port(port), LOCAL], {**by_node(draining), **by_node(ready)})
+        on_nodes = {**by_node(draining), **by_node(ready)}
+        local = LocalGroup(groups[group_port(port), LOCAL], on_nodes, by_node(kept))
     affinity = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
     return Route(
         version=addresses.version,
@@ -231,6 +243,7 @@ def _route(
         local=local,
         has_endpoints=bool(ready or draining),
         affinity_s=affinity.get("timeoutSeconds", 10800) if spec.get("sessionAffinity") == "ClientIP" else None,
+        is_by_source_hash=balancing.is_by_source_hash(service),
     )
 
 
@@ -267,10 +280,11 @@ def _hinted(ready: tuple[Backend, ...], hints: _Hints, key: str) -> dict[str, tu
 
 def _endpoints(
     port: Document, slices: Iterable[Document], version: int
-) -> tuple[tuple[Backend, ...], tuple[Backend, ...], _Hints]:
-    """Ready endpoints, those that end but still serve (KEP-1669), each address and port once, sorted; and their hints.
+) -> tuple[tuple[Backend, ...], tuple[Backend, ...], tuple[Backend, ...], _Hints]:
+    """Ready endpoints, those that end but still serve (KEP-1669), both of weight 0; and hints.
 
-    Two slices may name the same endpoint, with or without its Node: what is known of the Node wins, hints add up.
+    Each address and port once, sorted. Two slices may name the same endpoint, with or without its Node: what is known
+    of the Node wins, hints add up. Weight 0 is as good as not ready, for policies and hints, too.
     """
     ready: dict[tuple[str, int], Backend] = {}
     draining: dict[tuple[str, int], Backend] = {}
@@ -279,12 +293,14 @@ def _endpoints(
         number = _port_number(item, port)
         if number is None or item["addressType"] != f"IPv{version}":
             continue
+        weights = balancing.weights_of(item)
         for endpoint in item.get("endpoints") or ():
             conditions = endpoint.get("conditions") or {}
             address = canonical_address(endpoint["addresses"][0])
             if address is None:
                 continue
-            backend = Backend(address, number, endpoint.get("nodeName") or "")
+            weight = weights.get(address, balancing.DEFAULT_WEIGHT)
+            backend = Backend(address, number, endpoint.get("nodeName") or "", weight)
             if conditions.get("ready") is not False:
                 found = ready
             elif conditions.get("serving") is not False and conditions.get("terminating"):
@@ -298,7 +314,12 @@ def _endpoints(
                     hints.setdefault((address, number, kind), set()).add(hint["name"])
     for key in ready:
         draining.pop(key, None)
-    return tuple(sorted(ready.values())), tuple(sorted(draining.values())), hints
+    kept = sorted(backend for backend in (*ready.values(), *draining.values()) if not backend.weight)
+    return _taking_new(ready), _taking_new(draining), tuple(kept), hints
+
+
+def _taking_new(backends: Mapping[tuple[str, int], Backend]) -> tuple[Backend, ...]:
+    return tuple(sorted(backend for backend in backends.values() if backend.weight))
 
 
 def by_node(backends: Iterable[Backend]) -> dict[str, tuple[Backend, ...]]:

@@ -5,8 +5,10 @@ here: the spelling of a mark, and the number of each endpoint's slot.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from services_app.plan.routing import Backend, Group, Route, by_node
 
@@ -16,6 +18,8 @@ PROTOCOLS = ("tcp", "udp", "sctp")
 
 # Flags of a frontend's mark beside the group id (28 bits); bit 0x10000000 is kept for "masquerade".
 SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
+MAX_SLOTS = 1024  # drawn by weight in one group; smaller shares are rounded up
+HASH_SLOTS = 1024  # of a group that is drawn by the client's address: always as many, or clients would move with them
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,15 @@ def render_routes(routes: Iterable[Route]) -> Elements:
                 shared.update(((driver, key), value) for _, key, value in choice.otherwise)
         if route.local:
             # Also for a Node with endpoints: they may be another port's.
-            for key, value in _group(route.local.id, (), route):
+            for key, value in _group(route.local.id, (), (), route):
                 elsewhere[driver, key] = value
         for node, backends in _nodes(route).items():
             for backend in backends:
                 here.setdefault(node, {})[driver, f"local_endpoints {backend.address}"] = ""
         if route.local:
-            for node, backends in route.local.nodes.items():
-                for key, value in _group(route.local.id, backends, route):
+            for node in {*route.local.nodes, *route.local.kept}:
+                backends, kept = route.local.nodes.get(node, ()), route.local.kept.get(node, ())
+                for key, value in _group(route.local.id, backends, kept, route):
                     here[node][driver, key] = value
     local = {node: _resources({**elsewhere, **elements}) for node, elements in sorted(here.items())}
     return Elements(_resources(shared), local, _resources(elsewhere), tuple(nearby))
@@ -75,7 +80,7 @@ def render_routes(routes: Iterable[Route]) -> Elements:
 
 def _cluster_group(driver: str, group: Group, route: Route) -> Choice:
     def elements(backends: Sequence[Backend]) -> tuple[Resource, ...]:
-        return tuple((driver, key, value) for key, value in _group(group.id, backends, route))
+        return tuple((driver, key, value) for key, value in _group(group.id, backends, group.kept, route))
 
     return Choice(
         {node: elements(backends) for node, backends in group.nodes.items()},
@@ -116,28 +121,77 @@ def _shared(route: Route) -> Iterable[tuple[str, str]]:
 
 def _nodes(route: Route) -> dict[str, tuple[Backend, ...]]:
     """Node -> the endpoints on it that traffic may reach. They see the client's own address."""
-    found = by_node(route.cluster.backends) if route.cluster else {}
-    for node, backends in route.local.nodes.items() if route.local else ():
-        found[node] = (*found.get(node, ()), *backends)
+    found = by_node((*route.cluster.backends, *route.cluster.kept)) if route.cluster else {}
+    for on_nodes in (route.local.nodes, route.local.kept) if route.local else ():
+        for node, backends in on_nodes.items():
+            found[node] = (*found.get(node, ()), *backends)
     return found
 
 
-def _group(number: int, backends: Sequence[Backend], route: Route) -> Iterable[tuple[str, str]]:
-    """A group's verdict and slots. With affinity a slot's number is the endpoint's own, and `pick` draws it."""
+def _group(
+    number: int, backends: Sequence[Backend], kept: Sequence[Backend], route: Route
+) -> Iterable[tuple[str, str]]:
+    """A group's verdict and slots. With affinity a slot's number is the endpoint's own, and `pick` draws it.
+
+    kept: endpoints that get no new clients. Their slots are never drawn, and say that their flows and clients may stay.
+    """
     mark = _mark(number)
+    if route.affinity_s is not None:
+        yield from _remembering_group(mark, backends, kept, route.affinity_s, has_endpoints=route.has_endpoints)
+        return
+    drawn: Sequence[Backend] = ()
     if not backends:
-        # There are endpoints, only not for this traffic: as in Kubernetes it vanishes.
-        yield f"groups {mark}", "drop" if route.has_endpoints else "goto refuse"
-        return
-    if route.affinity_s is None:
-        yield f"groups {mark}", f"goto lb_{len(backends)}"
-        for index, backend in enumerate(backends):
-            yield f"slots {mark} . {index}", f"{backend.address} . {backend.port}"
-        return
-    yield f"groups {mark}", f"goto aff_{route.affinity_s}_{len(backends)}"
-    for index, (backend, slot) in enumerate(zip(backends, lasting_slots(backends), strict=True)):
-        yield f"pick {mark} . {index}", str(slot)
+        yield f"groups {mark}", _nobody(has_endpoints=route.has_endpoints)
+    elif route.is_by_source_hash:
+        drawn = hash_slots(tuple(backends))
+        yield f"groups {mark}", f"goto hash_{len(drawn)}"
+    else:
+        drawn = weighted(backends)
+        yield f"groups {mark}", f"goto lb_{len(drawn)}"
+    for index, backend in enumerate((*drawn, *kept)):
+        yield f"slots {mark} . {index}", f"{backend.address} . {backend.port}"
+
+
+def _remembering_group(
+    mark: str, backends: Sequence[Backend], kept: Sequence[Backend], affinity_s: int, *, has_endpoints: bool
+) -> Iterable[tuple[str, str]]:
+    drawn = weighted(backends)
+    everybody = sorted((*backends, *kept))
+    slots = dict(zip(everybody, lasting_slots(everybody), strict=True))
+    yield f"groups {mark}", f"goto aff_{affinity_s}_{len(drawn)}" if drawn else _nobody(has_endpoints=has_endpoints)
+    for index, backend in enumerate(drawn):
+        yield f"pick {mark} . {index}", str(slots[backend])
+    for backend, slot in slots.items():
         yield f"slots {mark} . {slot}", f"{backend.address} . {backend.port}"
+
+
+def _nobody(*, has_endpoints: bool) -> str:
+    """The verdict where no endpoint is. With endpoints elsewhere, only not for this traffic, it vanishes as in Kubernetes."""
+    return "drop" if has_endpoints else "goto refuse"
+
+
+def weighted(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    """Each endpoint as often as its weight, in lowest terms; of more than MAX_SLOTS as near as these allow."""
+    divisor = math.gcd(*(backend.weight for backend in backends))
+    counts = [backend.weight // divisor for backend in backends]
+    if sum(counts) > max(MAX_SLOTS, len(backends)):
+        counts = [max(round(count * MAX_SLOTS / sum(counts)), 1) for count in counts]
+    return tuple(backend for backend, count in zip(backends, counts, strict=True) for _ in range(count))
+
+
+@lru_cache(maxsize=1 << 10)
+def hash_slots(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    """Whose each slot is, by rendezvous: an endpoint that comes or goes takes or leaves its own slots only.
+
+    O(endpoints). A share is its weight's within some 1/sqrt(slots of the endpoint).
+    """
+    scores = []
+    for backend in backends:
+        drawn = hashlib.shake_128(f"{backend.address} {backend.port}".encode()).digest(4 * HASH_SLOTS)
+        numbers = (int.from_bytes(drawn[at : at + 4], "big") for at in range(0, len(drawn), 4))
+        # The one with the greatest weight / -ln(u) is drawn as often as its weight says.
+        scores.append([backend.weight / -math.log((number + 0.5) / 2**32) for number in numbers])
+    return tuple(backends[max(range(len(backends)), key=column.__getitem__)] for column in zip(*scores, strict=True))
 
 
 def lasting_slots(backends: Iterable[Backend]) -> list[int]:

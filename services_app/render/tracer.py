@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from services_app.render.nftables import DRIVERS, LOCAL_POLICY, SOURCE_RANGES, Resource
 
 GROUP = 0x0FFFFFFF
+HASH_SEED = 0x54494D4F  # of chains hash_N
 DELIVERED, REFUSED, DROPPED, UNTOUCHED = "delivered", "refused", "dropped", "untouched"
 
 
@@ -36,8 +37,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Outcome:
-    """action: DELIVERED to one of the targets, each as likely as the others; REFUSED, the client is told at once;
-    DROPPED, nobody answers; UNTOUCHED, the packet is none of a Service's. affinity_s: how long a client keeps its
+    """action: DELIVERED to one of the targets, each as likely as the others (one of a greater weight stands there more
+    often; by the client's address there is one); REFUSED, the client is told at once; DROPPED, nobody answers;
+    UNTOUCHED, the packet is none of a Service's. affinity_s: how long a client keeps its
     target, None for no longer than the connection. steps: the way there, in words.
     """
 
@@ -66,6 +68,7 @@ class NodeTables:
 class _Trace:
     def __init__(self, elements: Mapping[str, str], addresses: set[IPv4Address | IPv6Address], packet: Packet) -> None:
         self._elements, self._packet, self._steps = elements, packet, list[str]()
+        self._own = addresses
         self._source, self._destination = ip_address(packet.source), ip_address(packet.destination)
         self._is_from_here, self._is_to_here = self._source in addresses, self._destination in addresses
 
@@ -105,10 +108,15 @@ class _Trace:
         return self._balance(group, verdict.removeprefix("goto ").split("_"))
 
     def _balance(self, group: str, chain: list[str]) -> Outcome:
-        """Chains lb_N and aff_T_N."""
+        """Chains lb_N, hash_N and aff_T_N."""
         affinity_s = int(chain[1]) if chain[0] == "aff" else None
         targets = []
-        for index in range(int(chain[-1])):
+        count = int(chain[-1])
+        indices: Iterable[int] = range(count)
+        if chain[0] == "hash":
+            indices = (jhash(self._source.packed, HASH_SEED) * count >> 32,)
+            self._say(f"{self._source} has slot {indices[0]} of {count}")
+        for index in indices:
             slot = self._elements.get(f"pick {group} . {index}") if affinity_s is not None else str(index)
             endpoint = self._elements.get(f"slots {group} . {slot}")
             if endpoint is None:
@@ -116,13 +124,15 @@ class _Trace:
                 return self._end(DROPPED)
             address, port = endpoint.split(" . ")
             targets.append(Target(address, int(port), self._sees_client(address)))
-        self._say(f"one of {len(targets)} endpoints of group {group}")
+        self._say(f"one of {len({*targets})} endpoints of group {group}")
         return Outcome(DELIVERED, tuple(sorted(targets)), affinity_s, tuple(self._steps))
 
     def _sees_client(self, address: str) -> bool:
         """Chain postrouting."""
         if self._is_from_here:
             return True
+        if self._is_in("masquerade_all ", self._destination) and ip_address(address) not in self._own:
+            return False
         if ip_address(address) == self._source or self._packet.turns_back:
             return False
         return f"local_endpoints {address}" in self._elements
@@ -147,3 +157,27 @@ class _Trace:
 def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
     """Own addresses that have no node ports; see `node_port_address` in agents/nftables.py."""
     return address.is_loopback or (address.version == 6 and address.is_link_local)
+
+
+def jhash(key: bytes, seed: int) -> int:
+    """The kernel's hash of an address, as nftables' jhash computes it (Jenkins' lookup3; Linux include/linux/jhash.h)."""
+    words = [int.from_bytes(key[at : at + 4], "little") for at in range(0, len(key), 4)]
+    state = [(0xDEADBEEF + len(key) + seed) & 0xFFFFFFFF] * 3
+    while len(words) > 3:
+        state = [(old + word) & 0xFFFFFFFF for old, word in zip(state, words, strict=False)]
+        words = words[3:]
+        a, b, c = state
+        for turn in (4, 6, 8, 16, 19, 4):
+            a = ((a - c) & 0xFFFFFFFF) ^ _turned(c, turn)
+            c = (c + b) & 0xFFFFFFFF
+            a, b, c = b, c, a  # each round has them in other places
+        state = [a, b, c]
+    a, b, c = ((old + word) & 0xFFFFFFFF for old, word in zip(state, [*words, 0, 0, 0], strict=False))
+    for turn in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - _turned(b, turn)) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return b
+
+
+def _turned(word: int, bits: int) -> int:
+    return (word << bits | word >> (32 - bits)) & 0xFFFFFFFF

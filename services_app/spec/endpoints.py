@@ -5,7 +5,7 @@ Source: k8s v1.36 pkg/apis/core/validation, ValidateEndpoints.
 
 from typing import Any
 
-from services_app.spec import meta, names
+from services_app.spec import balancing, meta, names
 from services_app.spec.addresses import validate_address, validate_destination
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, invalid, required
@@ -25,13 +25,14 @@ def set_defaults(endpoints: Document) -> None:
 
 def validate_create(endpoints: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = meta.validate(ENDPOINTS, endpoints["metadata"], names.subdomain_problems)
-    return errors + _validate_subsets(endpoints, set(), cluster)
+    return errors + balancing.validate_weights(None, endpoints) + _validate_subsets(endpoints, set(), cluster)
 
 
 def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
     known = {address.get("ip", "") for subset in old.get("subsets") or [] for address in _addresses(subset)}
-    return changes + changes + _validate_subsets(new, known, cluster)
+    errors = changes + changes + balancing.validate_weights(old, new)
+    return errors + _validate_subsets(new, known, cluster)
 
 
 def _addresses(subset: Document) -> list[Document]:

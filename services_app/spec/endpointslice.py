@@ -5,7 +5,7 @@ Source: k8s v1.36 pkg/apis/discovery/validation, pkg/registry/discovery/endpoint
 
 from typing import Any
 
-from services_app.spec import meta, names
+from services_app.spec import balancing, meta, names
 from services_app.spec.addresses import validate_address, validate_destination
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, invalid, not_supported, required, too_long, too_many
@@ -50,7 +50,7 @@ def _comparable(document: Document) -> Document:
 
 def validate_create(endpoint_slice: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = meta.validate(ENDPOINT_SLICE, endpoint_slice["metadata"], names.subdomain_problems)
-    return errors + _validate(endpoint_slice, set(), cluster)
+    return errors + balancing.validate_weights(None, endpoint_slice) + _validate(endpoint_slice, set(), cluster)
 
 
 def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> list[FieldError]:
@@ -60,6 +60,7 @@ def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> l
         errors.append(invalid("addressType", new.get("addressType"), "field is immutable"))
     known = {text for endpoint in old.get("endpoints") or [] for text in endpoint.get("addresses") or []}
     errors += meta.validate(ENDPOINT_SLICE, new["metadata"], names.subdomain_problems)
+    errors += balancing.validate_weights(old, new)
     return errors + _validate(new, known, cluster)
 
 

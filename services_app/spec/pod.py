@@ -11,7 +11,7 @@ from copy import deepcopy
 from datetime import datetime
 from typing import Any
 
-from services_app.spec import meta, names
+from services_app.spec import balancing, meta, names
 from services_app.spec.addresses import validate_address, validate_destination
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, forbidden, invalid, not_supported, required
@@ -209,12 +209,14 @@ def annotated_addresses(pod: Document) -> list[str]:
 
 def validate_create(pod: Document, cluster: ClusterSettings) -> list[FieldError]:
     errors = meta.validate(POD, pod["metadata"], names.subdomain_problems)
-    return errors + _validate_annotation([], pod, cluster) + _validate_spec(pod["spec"])
+    errors += _validate_annotation([], pod, cluster) + balancing.validate_pod(None, pod)
+    return errors + _validate_spec(pod["spec"])
 
 
 def validate_update(old: Document, new: Document, subresource: str, cluster: ClusterSettings) -> list[FieldError]:
     changes = meta.validate_update(old["metadata"], new["metadata"])
     errors = changes + changes + _validate_annotation(annotated_addresses(old), new, cluster)
+    errors += balancing.validate_pod(old, new)
     if subresource == "status":
         return errors + _validate_status(old, new, cluster)
     if subresource == "binding":

@@ -11,7 +11,7 @@ pkg/apis/core/validation, ValidateService and ValidateServiceUpdate.
 from collections.abc import Callable
 from typing import Any
 
-from services_app.spec import meta, names
+from services_app.spec import balancing, meta, names
 from services_app.spec.addresses import validate_address, validate_network, validate_reachable
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, forbidden, invalid, not_supported, required
@@ -287,7 +287,7 @@ def validate_update(old: Document, new: Document, cluster: ClusterSettings) -> l
 def _validate_spec(old: Document | None, service: Document, cluster: ClusterSettings) -> list[FieldError]:
     spec = service["spec"]
     had: Document = old["spec"] if old else {}
-    errors: list[FieldError] = []
+    errors = balancing.validate_service(service)
     if not _ports(spec) and not is_headless(spec) and spec.get("type") != EXTERNAL_NAME:
         errors.append(required("spec.ports"))
     errors += _validate_type(spec)
@@ -665,6 +665,8 @@ def warnings(old: Document | None, service: Document) -> list[str]:
             said.append("spec.externalIPs is ignored for headless services")
         if spec.get("sessionAffinity") not in (None, "None"):
             said.append("spec.SessionAffinity is ignored for headless services")
+        if balancing.LOAD_BALANCING in (service["metadata"].get("annotations") or {}):
+            said.append(f"metadata.annotations[{balancing.LOAD_BALANCING}] is ignored for headless services")
     fields = [("spec.clusterIPs", "clusterIPs"), ("spec.externalIPs", "externalIPs")]
     for path, key in fields:
         if spec.get(key) != had.get(key):

@@ -40,6 +40,20 @@ def test_an_endpoint_that_moves_to_another_slot_is_not_lost(flows: UdpFlows):
     assert flows.follow(change) == [to("0x00000001", "10.1.0.11", 5353)]
 
 
+def test_an_endpoint_of_several_slots_is_lost_with_the_last_one(flows: UdpFlows):
+    """A smaller weight is no reason to end a flow."""
+    more = {f"slots 0x00000001 . {slot}": "10.1.0.11 . 5353" for slot in (7, 8)}
+    assert flows.follow(Change({}, more)) == []
+    assert flows.follow(Change(more, {})) == []
+    assert flows.follow(Change({"slots 0x00000001 . 0": "10.1.0.11 . 5353"}, {})) == [
+        to("0x00000001", "10.1.0.11", 5353)
+    ]
+    frontend, first, second = "frontends 10.96.0.8 . udp . 53", "slots 0x00000008 . 0", "slots 0x00000008 . 1"
+    flows.follow(Change({}, {frontend: "0x00000008", first: "10.1.0.11 . 5353"}))
+    flows.follow(Change({}, {second: "10.1.0.11 . 5353"}))
+    assert flows.follow(Change({second: "10.1.0.11 . 5353"}, {})) == [], "counted also as a Service that is new"
+
+
 def test_tcp_groups_are_left_alone(flows: UdpFlows):
     assert flows.follow(Change({"slots 0x00000002 . 0": "10.1.0.11 . 5353"}, {})) == []
 

@@ -205,3 +205,33 @@ def test_endpoints_hold_a_thousand_addresses_and_say_when_there_are_more(count, 
 def test_a_pod_counts_from_when_it_has_an_address_until_it_ends(status, is_endpoint):
     pod = {"metadata": {"uid": "u", "namespace": "d", "name": "p"}, "spec": {}, "status": status}
     assert (endpoints.traits(pod) is not None) == is_endpoint
+
+
+def test_slices_carry_the_weights_of_their_pods():
+    def marks(slices):
+        return [item["metadata"]["annotations"].get("timonel.io/weights") for item in slices]
+
+    pods = [a_pod("p1", weight=50), a_pod("p2"), a_pod("p3", weight=0)]
+    slices, _ = settle(a_service(), pods, [])
+    assert marks(slices) == ["10.1.0.2=50,10.1.0.4=0"]
+    assert settle(a_service(), pods, slices)[1] == endpoints.SliceChanges()
+    by_hand = deepcopy(slices)
+    by_hand[0]["metadata"]["annotations"]["timonel.io/weights"] = "10.1.0.2=1"
+    slices, plan = settle(a_service(), pods, by_hand)
+    assert len(plan.update) == 1
+    assert marks(slices) == ["10.1.0.2=50,10.1.0.4=0"]
+    slices, _ = settle(a_service(), [a_pod("p1"), a_pod("p2")], slices)
+    assert marks(slices) == [None]
+    two, _ = settle(a_service(), pods, [], capacity=2)
+    assert marks(two) == ["10.1.0.2=50", "10.1.0.4=0"]
+
+
+def test_a_pods_weight_is_read_from_its_annotation():
+    pod = {
+        "metadata": {"uid": "u", "namespace": "d", "name": "p", "annotations": {"timonel.io/weight": "25"}},
+        "spec": {},
+        "status": {"podIP": "10.0.0.1"},
+    }
+    assert endpoints.traits(pod)["weight"] == 25
+    pod["metadata"]["annotations"] = {"timonel.io/weight": "100"}
+    assert "weight" not in endpoints.traits(pod)

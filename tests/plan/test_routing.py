@@ -236,3 +236,40 @@ def test_an_external_name_is_a_cname():
     assert routing.plan_records(service, [], "cluster.local") == [
         Record("web.shop.svc.cluster.local.", "CNAME", "db.example.org.")
     ]
+
+
+def hinted(item, **hints):
+    """The same slice with hints: address -> (nodes, zones)."""
+    for endpoint in item["endpoints"]:
+        key = endpoint["addresses"][0].replace(".", "_")
+        nodes, zones = hints.get(f"e{key}", ("", ""))
+        endpoint["hints"] = {"forNodes": [{"name": n} for n in nodes], "forZones": [{"name": z} for z in zones]}
+    return item
+
+
+def test_hints_are_taken_when_every_ready_endpoint_has_some():
+    def chosen(**hints):
+        endpoints = [("10.0.0.1", "a", READY), ("10.0.0.2", "b", READY), ("10.0.0.3", "b", UNREADY)]
+        (route,) = routing.plan_routes(a_service(), [hinted(a_slice(*endpoints), **hints)], GROUPS)
+        group = route.cluster
+        assert len(group.backends) == 2, "for whoever is meant by none"
+        return tuple({k: [b.address[-1] for b in found] for k, found in m.items()} for m in (group.nodes, group.zones))
+
+    assert chosen() == ({}, {})
+    assert chosen(e10_0_0_1=("", "x"), e10_0_0_2=("", "xy")) == ({}, {"x": ["1", "2"], "y": ["2"]})
+    assert chosen(e10_0_0_1=("a", "x"), e10_0_0_2=("", "y")) == ({}, {"x": ["1"], "y": ["2"]})
+    assert chosen(e10_0_0_1=("a", ""), e10_0_0_2=("b", "y")) == ({"a": ["1"], "b": ["2"]}, {})
+
+
+def test_an_endpoint_of_weight_0_is_kept_and_counts_for_nothing():
+    item = a_slice(("10.0.0.1", "a", READY), ("10.0.0.2", "b", READY))
+    item["metadata"] = {"annotations": {"timonel.io/weights": "10.0.0.1=0,10.0.0.2=7"}}
+    service = a_service(internalTrafficPolicy="Local", externalIPs=["203.0.113.9"], healthCheckNodePort=32000)
+    (route,) = routing.plan_routes(service, [item], GROUPS)
+    kept, taking = Backend("10.0.0.1", 8080, "a", 0), Backend("10.0.0.2", 8080, "b", 7)
+    assert (route.cluster.backends, route.cluster.kept) == ((taking,), (kept,))
+    assert (route.local.nodes, route.local.kept) == ({"b": (taking,)}, {"a": (kept,)})
+    assert routing.plan_health_check(service, [item]).endpoints == {"b": 1}
+    item["metadata"]["annotations"]["timonel.io/weights"] = "10.0.0.1=0,10.0.0.2=0"
+    (route,) = routing.plan_routes(service, [item], GROUPS)
+    assert not route.has_endpoints

@@ -5,6 +5,7 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
+from services_app.spec import kinds
 from tests.store.conftest import World
 from tests.web.sample import add_node
 
@@ -66,3 +67,13 @@ def test_what_cannot_be_asked_is_told(service, arguments, words):
     with pytest.raises(CommandError) as told:
         explained(*arguments)
     assert words in str(told.value)
+
+
+def test_shares_are_told_where_they_differ(service):
+    def change(pod):
+        return {**pod, "metadata": {**pod["metadata"], "annotations": {"timonel.io/weight": "25"}}}
+
+    World().update(kinds.POD, "p2", change)
+    lines = explained("shop/web:80", "--node", "n1")
+    assert lines[0].endswith("delivered to one of 2")
+    assert [line.partition("client")[2] for line in lines[1:3]] == [", 80.0% of connections", ", 20.0% of connections"]

@@ -1,6 +1,7 @@
 """`timonel explain`: where a connection goes, and by which element of a node's tables."""
 
 import json
+from collections import Counter
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,9 +61,11 @@ class Command(BaseCommand):
         owners = {key: owner for owner, resources in delta.owners.items() for _, key, _ in resources}
         way = f"{packet.source} -> {packet.destination} {packet.protocol} {packet.port}"
         self.stdout.write(f"{node}: {way}: {_words(outcome)}")
-        for target in outcome.targets:
+        shares = Counter(outcome.targets)
+        for target, count in shares.items():
             seen = "sees the client" if target.sees_client else "sees the node"
-            self.stdout.write(f"  {target.address} {target.port}  {seen}")
+            share = "" if len(set(shares.values())) == 1 else f", {count / len(outcome.targets):.1%} of connections"
+            self.stdout.write(f"  {target.address} {target.port}  {seen}{share}")
         for step in outcome.steps:
             owner = owners.get(step.partition(" -> ")[0], BASE_OWNER)
             self.stdout.write(f"  | {step}{f'  ({owner})' if owner else ''}")
@@ -72,7 +75,8 @@ def _words(outcome: Outcome) -> str:
     if outcome.action != DELIVERED:
         return outcome.action
     kept = f", kept for {outcome.affinity_s} s" if outcome.affinity_s is not None else ""
-    return f"delivered to one of {len(outcome.targets)}{kept}" if len(outcome.targets) > 1 else f"delivered{kept}"
+    count = len(set(outcome.targets))
+    return f"delivered to one of {count}{kept}" if count > 1 else f"delivered{kept}"
 
 
 def _target(text: str) -> tuple[str, int]:
