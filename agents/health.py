@@ -1,4 +1,5 @@
 """Health check node ports: whether this node has endpoints of a Service of its own, asked by load balancers over HTTP.
+And whether the node as a whole is fit for traffic, where KubeProxyConfiguration's healthzBindAddress says.
 
 Who answers is a process of its own: a load balancer goes on asking while no control plane is connected. The two share
 a directory and nothing else. The agent writes `wanted`, which the server reads within a fifth of a second; the server
@@ -22,6 +23,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_address
 from pathlib import Path
 
 from agents.errors import AgentError, InvalidResource
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_LISTENER = re.compile(r"healthz (?:([0-9.]{7,15})|\[([0-9a-f:]{2,39})\]):([1-9][0-9]{0,4})")
 _KEY, _VALUE = re.compile(r"port ([1-9][0-9]{0,4})"), re.compile(rf"({_LABEL})/({_LABEL}) (0|[1-9][0-9]{{0,6}})")
 
 
@@ -43,12 +46,31 @@ class Check:
     endpoints: int
 
 
-def parse(key: str, value: str) -> tuple[int, Check]:
-    """Port and check of a resource ("port 32000", "shop/web 2"). Raises InvalidResource."""
+@dataclass(frozen=True)
+class Fitness:
+    """What is answered about the node. is_eligible: it is to stay, as far as the control plane knows."""
+
+    is_eligible: bool
+
+
+Address = tuple[str, int]  # "" for every address, and a port
+
+
+def parse(key: str, value: str) -> tuple[Address, Check | Fitness]:
+    """Where and what of a resource ("port 32000", "shop/web 2"; "healthz [::]:10256", "eligible" or "leaving").
+
+    Raises InvalidResource.
+    """
+    listener = _LISTENER.fullmatch(key)
+    if listener and value in ("eligible", "leaving") and int(listener[3]) <= 65535:
+        host = listener[1] or listener[2]
+        with contextlib.suppress(ValueError):
+            if str(ip_address(host)) == host:
+                return (host, int(listener[3])), Fitness(value == "eligible")
     port, check = _KEY.fullmatch(key), _VALUE.fullmatch(value)
     if not port or not check or int(port[1]) > 65535:
         raise InvalidResource(f"cannot read health check {key[:100]!r} = {value[:100]!r}")
-    return int(port[1]), Check(check[1], check[2], int(check[3]))
+    return ("", int(port[1])), Check(check[1], check[2], int(check[3]))
 
 
 class Checks:
@@ -59,18 +81,24 @@ class Checks:
         self._wanted, self._problems, self._lock = (directory / name for name in ("wanted", "problems", "lock"))
         self._elements: dict[str, str] = {}
         self._is_healthy = True
+        self._healthy_at = time.time()  # when it last was, in seconds since 1970
 
     def publish(self, elements: Mapping[str, str], *, is_healthy: bool | None = None) -> None:
         """Answer these from now on; is_healthy: whether what was pushed is in force. Raises AgentError HealthFailed."""
         self._elements = dict(elements)
         if is_healthy is not None:
+            if self._is_healthy and not is_healthy:
+                self._healthy_at = time.time()
             self._is_healthy = is_healthy
         if not elements and not self._directory.exists():
             return
         if not elements:
             self.stop()
             return
-        text = json.dumps({"version": VERSION, "healthy": self._is_healthy, "ports": self._elements})
+        said = {"version": VERSION, "healthy": self._is_healthy, "ports": self._elements}
+        if not self._is_healthy:
+            said["healthy_at"] = self._healthy_at
+        text = json.dumps(said)
         try:
             if not _has_text(self._wanted, text):
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -118,9 +146,9 @@ class Checks:
         if not self._elements or said.get("version") != VERSION:
             return ""
         return "; ".join(
-            f"cannot answer health checks of {self._elements[f'port {port}'].split()[0]} on port {port}: {why}"
-            for port, why in sorted(said.get("ports", {}).items())
-            if f"port {port}" in self._elements
+            f"cannot answer {_purpose(key, self._elements[key])}: {why}"
+            for key, why in sorted(said.get("ports", {}).items())
+            if key in self._elements
         )
 
     def stop(self, timeout_s: float = 5.0) -> None:
@@ -152,6 +180,12 @@ class Checks:
             return {}
 
 
+def _purpose(key: str, value: str) -> str:
+    """What a resource is for, in words."""
+    word, _, where = key.partition(" ")
+    return f"health checks of {value.split()[0]} on port {where}" if word == "port" else f"/healthz on {where}"
+
+
 def _has_text(path: Path, text: str) -> bool:
     try:
         return path.read_text() == text
@@ -169,25 +203,56 @@ def _write(path: Path, text: str) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers as kube-proxy does (k8s v1.36 pkg/proxy/healthcheck/service_health.go), whatever the path."""
+    """Answers as kube-proxy does (k8s v1.36 pkg/proxy/healthcheck/{service,proxy}_health.go)."""
 
     server: _Port
     timeout = 5.0
     server_version, sys_version = f"timonel-agent/{VERSION}", ""
 
     def do_GET(self) -> None:
-        check, is_healthy = self.server.check, self.server.is_healthy
+        if isinstance(self.server.answer, Check):
+            self._answer_for_service(self.server.answer)
+        else:
+            self._answer_for_node(self.server.answer)
+
+    def _answer_for_service(self, check: Check) -> None:
+        """Whatever the path."""
+        is_healthy = self.server.mood.is_healthy
         said = {
             "service": {"namespace": check.namespace, "name": check.name},
             "localEndpoints": check.endpoints,
             "serviceProxyHealthy": is_healthy,
         }
-        body = json.dumps(said, indent="\t").encode()
-        self.send_response(200 if check.endpoints and is_healthy else 503)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("X-Load-Balancing-Endpoint-Weight", str(check.endpoints))
-        self.send_header("Content-Length", str(len(body)))
+        weight = ("X-Load-Balancing-Endpoint-Weight", str(check.endpoints))
+        self._send(200 if check.endpoints and is_healthy else 503, json.dumps(said, indent="\t"), weight)
+
+    def _answer_for_node(self, fitness: Fitness) -> None:
+        """/healthz is for load balancers; /livez asks for the proxy alone, whatever becomes of the node."""
+        path = self.path.partition("?")[0]
+        if path not in ("/healthz", "/livez"):
+            self.send_error(404)
+            return
+        mood, now = self.server.mood, time.time()
+        said: dict[str, object] = {
+            "lastUpdated": _moment(now if mood.is_healthy else mood.healthy_at),
+            "currentTime": _moment(now),
+        }
+        is_well = mood.is_healthy
+        if path == "/healthz":
+            said["nodeEligible"] = fitness.is_eligible
+            is_well = is_well and fitness.is_eligible
+        self._send(200 if is_well else 503, json.dumps(said))
+
+    def _send(self, status: int, text: str, *headers: tuple[str, str]) -> None:
+        body = text.encode()
+        self.send_response(status)
+        for name, value in (
+            ("Content-Type", "application/json"),
+            ("X-Content-Type-Options", "nosniff"),
+            *headers,
+            ("Content-Length", str(len(body))),
+        ):
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -198,16 +263,29 @@ class _Handler(BaseHTTPRequestHandler):
         """Checks come every second for ever."""
 
 
+def _moment(at: float) -> str:
+    """A time as Go prints it, which is what kube-proxy says."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(at))}.{int(at % 1 * 1e9):09} +0000 UTC"
+
+
+@dataclass(frozen=True)
+class _Mood:
+    """Whether what was pushed is in force, and when it last was, in seconds since 1970."""
+
+    is_healthy: bool
+    healthy_at: float
+
+
 class _Port(ThreadingHTTPServer):
-    """One health check node port, on every address of the node."""
+    """One port, on one address of the node or, as "" or "::", on all."""
 
     daemon_threads = True
     request_queue_size = 128
     address_family = socket.AF_INET6
 
-    def __init__(self, port: int, check: Check, *, is_healthy: bool) -> None:
-        self.check, self.is_healthy = check, is_healthy
-        super().__init__(("", port), _Handler)
+    def __init__(self, address: Address, answer: Check | Fitness, mood: _Mood) -> None:
+        self.answer, self.mood = answer, mood
+        super().__init__(address, _Handler)
         self.timeout = 0
 
     def server_bind(self) -> None:
@@ -223,44 +301,46 @@ class _PortWithoutIPv6(_Port):
     address_family = socket.AF_INET
 
 
-def _open(port: int, check: Check, *, is_healthy: bool) -> _Port:
+def _open(address: Address, answer: Check | Fitness, mood: _Mood) -> _Port:
+    if "." in address[0]:
+        return _PortWithoutIPv6(address, answer, mood)
     try:
-        return _Port(port, check, is_healthy=is_healthy)
+        return _Port(address, answer, mood)
     except OSError as err:
-        if "family" not in (err.strerror or ""):
+        if address[0] or "family" not in (err.strerror or ""):
             raise
-        return _PortWithoutIPv6(port, check, is_healthy=is_healthy)
+        return _PortWithoutIPv6(address, answer, mood)
 
 
 class _Server:
-    """The ports that are open, by number."""
+    """The ports that are open, by the resource that asked for it."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._ports: dict[int, _Port] = {}
-        self._problems: dict[int, str] = {}
+        self._ports: dict[str, _Port] = {}
+        self._problems: dict[str, str] = {}
 
-    def follow(self, wanted: Mapping[str, str], *, is_healthy: bool) -> None:
+    def follow(self, wanted: Mapping[str, str], mood: _Mood) -> None:
         """Open, change and close ports until they are what is wanted."""
-        checks = dict(parse(key, value) for key, value in wanted.items())
-        for port in self._ports.keys() - checks.keys():
-            self._selector.unregister(self._ports[port])
-            self._ports.pop(port).server_close()
+        for key in self._ports.keys() - wanted.keys():
+            self._selector.unregister(self._ports[key])
+            self._ports.pop(key).server_close()
         self._problems = {}
-        for port, check in checks.items():
-            if port in self._ports:
-                self._ports[port].check, self._ports[port].is_healthy = check, is_healthy
+        for key, value in wanted.items():
+            address, answer = parse(key, value)
+            if key in self._ports:
+                self._ports[key].answer, self._ports[key].mood = answer, mood
                 continue
             try:
-                self._ports[port] = _open(port, check, is_healthy=is_healthy)
+                self._ports[key] = _open(address, answer, mood)
             except OSError as err:
-                self._problems[port] = (err.strerror or str(err)).lower()
+                self._problems[key] = (err.strerror or str(err)).lower()
             else:
-                self._selector.register(self._ports[port], selectors.EVENT_READ, self._ports[port])
+                self._selector.register(self._ports[key], selectors.EVENT_READ, self._ports[key])
 
     def say(self, path: Path) -> None:
         """Write down which ports could not be opened."""
-        text = json.dumps({"version": VERSION, "ports": {str(port): why for port, why in self._problems.items()}})
+        text = json.dumps({"version": VERSION, "ports": self._problems})
         if not _has_text(path, text):
             _write(path, text)
 
@@ -289,7 +369,7 @@ def serve(directory: Path) -> None:
                     asked = json.loads(wanted.read_text())
                     if asked["version"] != VERSION:
                         return
-                    server.follow(asked["ports"], is_healthy=asked["healthy"])
+                    server.follow(asked["ports"], _Mood(asked["healthy"], asked.get("healthy_at", 0.0)))
                     server.say(directory / "problems")
                     seen, tried = now, time.monotonic()
             except FileNotFoundError:

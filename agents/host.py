@@ -9,12 +9,12 @@ import platform
 import re
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agents import nftables, process
+from agents import conntrack, nftables, process
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
@@ -38,6 +38,9 @@ _TOOLS = {
 }
 
 
+_TRIAL_GROUPS = (("groups 0x00000001", "goto aff_10_2"), ("groups 0x00000002", "goto hash_2"))
+
+
 def preflight() -> list[Problem]:
     """What keeps this host from being a node: {"reason", "message"} each, with what to install or do."""
     problems = []
@@ -55,7 +58,7 @@ def preflight() -> list[Problem]:
 
 def _nft_problems(family: nftables.Family) -> list[Problem]:
     """Whether nft and the kernel take what the tables are made of; nothing is changed."""
-    text = nftables.skeleton(family, nftables.chains_of({"groups 0x00000001": "goto aff_10_2"}))
+    text = nftables.skeleton(family, nftables.chains_of(dict(_TRIAL_GROUPS)))
     trial = text.replace(family.table, f"{family.table}_trial")
     try:
         done = process.run(["nft", "-c", "-f", "-"], text=trial, reason="NftTimeout")
@@ -137,6 +140,8 @@ def check(key: str, value: str) -> None:
             return
         if word == "route" and not value and "%" not in rest and str(ip_network(rest)) == rest:
             return
+        if word == "conntrack" and conntrack.is_setting(rest, value):
+            return
         if word == "zone" and not rest and len(value) < 254 and _DOMAIN.fullmatch(value):
             return
         if word == "mode" and not rest and value.isascii() and value.isalpha() and len(value) < 20:
@@ -169,23 +174,35 @@ class Before:
             return
         noted = self._read()
         try:
-            if old is not None and name not in noted:
-                new = self._path.with_name(self._path.name + ".new")
-                new.write_text(json.dumps({**noted, name: [old, value]}))
-                os.replace(new, self._path)
+            if old is not None:
+                self._note({**noted, name: [noted.get(name, [old])[0], value]})
             (_SYSCTL / name).write_text(f"{value}\n")
         except OSError as err:
             raise AgentError("HostFailed", f"cannot set {name} to {value}: {err.strerror}") from err
 
     def restore(self) -> None:
         """Give back what nobody else has changed since."""
-        for name, (old, ours) in self._read().items():
+        self.give_back(self._read())
+        self._path.unlink(missing_ok=True)
+
+    def give_back(self, names: Iterable[str]) -> None:
+        """The same of these settings alone, as far as they are noted."""
+        noted = self._read()
+        given = [name for name in names if name in noted]
+        for name in given:
+            old, ours = noted.pop(name)
             if _sysctl(name) == ours:
                 try:
                     (_SYSCTL / name).write_text(f"{old}\n")
                 except OSError as err:
                     logger.warning("cannot set %s back to %s: %s reason=HostFailed", name, old, err.strerror)
-        self._path.unlink(missing_ok=True)
+        if given:
+            self._note(noted)
+
+    def _note(self, noted: Mapping[str, list[str]]) -> None:
+        new = self._path.with_name(self._path.name + ".new")
+        new.write_text(json.dumps(noted))
+        os.replace(new, self._path)
 
     def _read(self) -> dict[str, list[str]]:
         try:
@@ -210,6 +227,7 @@ def settle(elements: Mapping[str, str], before: Before) -> None:
         _ip("address", "replace", f"{listen}/32", "dev", "lo", "scope", "host")  # never a source of other traffic
     networks, addresses = _networks(elements), _node_addresses(elements)
     before.set(FORWARDING[4], "1")
+    _settle_conntrack(elements, before)
     _settle_routes(4, networks[4], ["dev", "lo", *(["src", addresses[4]] if is_own(addresses[4]) else [])])
     if _sysctl(FORWARDING[6]) is None:
         return  # a host without IPv6
@@ -261,12 +279,42 @@ def _device_of(address: str, timeout_s: float = 3.0) -> str:
     return str(next((route["dev"] for route in defaults if route.get("dev")), ""))
 
 
+def _settle_conntrack(elements: Mapping[str, str], before: Before) -> None:
+    """What cannot be set is no reason to leave Services out of force: `conntrack_problem` tells of it."""
+    wanted = conntrack.settings(elements)
+    before.give_back(name for name in conntrack.SETTINGS if name not in wanted)
+    for name, value in wanted.items():
+        if _is_writable(name):
+            before.set(name, value)
+        elif _sysctl(name) not in (None, value):
+            logger.warning("cannot set %s to %s: it is read-only here reason=ConntrackNotSized", name, value)
+
+
+def conntrack_problem(elements: Mapping[str, str]) -> Problem | None:
+    """What of conntrack's size and timeouts this host does not let be set."""
+    wanted = conntrack.settings(elements)
+    left = [name for name, value in wanted.items() if _sysctl(name) != value and not _is_writable(name)]
+    if not left:
+        return None
+    message = "; ".join(
+        f"{name} is {_sysctl(name) or 'missing'}, not {wanted[name]}, and read-only here" for name in left
+    )
+    return {"reason": "ConntrackNotSized", "message": message, "blocking": False}
+
+
+def _is_writable(name: str) -> bool:
+    """Whether a kernel setting is there and ours to set: in a container or namespace some are the host's."""
+    return os.access(_SYSCTL / name, os.W_OK)
+
+
 def is_settled(elements: Mapping[str, str]) -> bool:
     """Whether addresses, routes and forwarding still are what `settle` made of them. No process is started."""
     if not elements:
         return True
     listen = elements.get("dns-listen")
     if listen and not is_own(listen):
+        return False
+    if any(_sysctl(name) != value and _is_writable(name) for name, value in conntrack.settings(elements).items()):
         return False
     networks, addresses = _networks(elements), _node_addresses(elements)
     for version in (4, 6):

@@ -312,6 +312,11 @@ class Node:
             owner: {"reason": why.reason, "message": why.message} for owner, why in sorted(self.state.refused.items())
         }
 
+    def host_problems(self) -> list[host.Problem]:
+        """What was asked of the host and cannot be there; Services go on without."""
+        found = host.conntrack_problem(self.state.elements("host"))
+        return [found] if found else []
+
     def cleanup(self) -> None:
         """Take everything off the host but the agent itself."""
         self._names.zones = host.zones(self.state.elements("host"))

@@ -94,6 +94,7 @@ class Session:
             self._node.ensure()
         except AgentError as err:
             problems.append({"reason": err.reason, "message": err.message})
+        problems += self._node.host_problems()
         return {
             "agent": VERSION,
             "node": socket.gethostname(),

@@ -39,6 +39,7 @@ REMEDIES = {
     "ConnectionLost": "Try again; if it breaks again, look at sshd's log on the host.",
     "ConnectionRefused": "Start sshd on the host, or correct the port.",
     "ConntrackMissing": "Install the package conntrack on the host, and try again.",
+    "ConntrackNotSized": "Set it on the host itself, whose setting it is, or take `conntrack` out of the node's configuration.",
     "DigestMismatch": "Push everything again.",
     "DiskFull": "Free some space under /var/lib/timonel on the host; the node catches up by itself.",
     "DnsFailed": "Look who else listens on port 53 or 8053 there; logs are in /var/lib/timonel/dns on the node.",

@@ -12,6 +12,7 @@ from services_app.plan.routing import Groups, plan_health_check, plan_records, p
 from services_app.render import dns, nftables
 from services_app.spec import kube_proxy
 from services_app.spec.kube_proxy import Configuration
+from services_app.spec.node import is_leaving
 
 Document = dict[str, Any]
 Resource = tuple[str, str, str]
@@ -34,11 +35,13 @@ class NodeNetwork:
     """What a node's own base depends on.
 
     addresses: the node's, at most one of each family. pod_cidrs: the networks of the containers behind it, as its Node
-    says; none unless somebody says so, and never the nodes' own network.
+    says; none unless somebody says so, and never the nodes' own network. is_leaving: load balancers should send nothing
+    new to it.
     """
 
     addresses: tuple[IPv4Address | IPv6Address, ...]
     pod_cidrs: tuple[IPv4Network | IPv6Network, ...] = ()
+    is_leaving: bool = False
 
 
 def network_of(node: Document | None, address: str) -> NodeNetwork:
@@ -55,6 +58,7 @@ def network_of(node: Document | None, address: str) -> NodeNetwork:
     return NodeNetwork(
         tuple(addresses[version] for version in sorted(addresses)),
         tuple(ip_network(text, strict=False) for text in spec.get("podCIDRs") or ()),
+        is_leaving(node),
     )
 
 
@@ -123,13 +127,18 @@ def render_base(
         *([("mode", configuration.mode)] if configuration.mode != kube_proxy.MODES[0] else []),
         *((f"route {cidr}", "") for cidr in cluster.service_cidrs),
         *((f"reverse {zone}", "") for zone in reverse_zones([*cluster.service_cidrs, *cluster.pod_cidrs])),
+        *((f"conntrack {name}", value) for name, value in configuration.conntrack),
     ]
     pods = [(nftables.DRIVERS[cidr.version], f"pod_cidrs {cidr}", "") for cidr in network.pod_cidrs]
     closed = [
         (nftables.DRIVERS[part.version], f"without_node_ports {part}", "")
         for part in configuration.without_node_ports(network.addresses)
     ]
-    return [*(("host", key, value) for key, value in host), *pods, *closed]
+    ranges = cluster.service_cidrs if configuration.masquerade_all else ()
+    hidden = [(nftables.DRIVERS[cidr.version], f"masquerade_all {cidr}", "") for cidr in ranges]
+    fitness = "leaving" if network.is_leaving else "eligible"
+    healthz = [("health", f"healthz {configuration.healthz}", fitness)] if configuration.healthz else []
+    return [*(("host", key, value) for key, value in host), *pods, *closed, *hidden, *healthz]
 
 
 def reverse_zones(cidrs: Iterable[IPv4Network | IPv6Network]) -> list[str]:

@@ -23,7 +23,15 @@ API_VERSION, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 PRIMARY = "primary"
 MODES = ("nftables",)
 # What something is done about; the rest is read and judged, so that a file of kubeadm's may be used as it is.
-EFFECTIVE = ("apiVersion", "kind", "mode", "nodePortAddresses")
+EFFECTIVE = ("apiVersion", "kind", "conntrack", "healthzBindAddress", "mode", "nftables", "nodePortAddresses")
+IDLE_PARTS = (
+    ("conntrack", "max"),
+    ("nftables", "masqueradeBit"),
+    ("nftables", "minSyncPeriod"),
+    ("nftables", "syncPeriod"),
+)
+MAX_TIMEOUT_S = 596 * 3600
+DEFAULT_PER_CORE, DEFAULT_MIN = 32 * 1024, 128 * 1024  # of conntrack, where the other one is given
 
 Judge = Callable[[Any, str], list[FieldError]]
 _DURATION = re.compile(r"[+-]?(?:0|(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h))+", re.ASCII)
@@ -72,10 +80,18 @@ def _changed(old: Document | None, new: Document) -> str | None:
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a node follows. node_port_addresses: "primary" and networks; none means every address of the node."""
+    """What a node follows. node_port_addresses: "primary" and networks; none means every address of the node.
+
+    conntrack: (name, value) of what the agent sets, none of what stays as it is on the host. healthz: the address and
+    port where the node says whether it is healthy, "" for nowhere. masquerade_all: endpoints see the node whenever a
+    cluster IP was asked for, whoever asked.
+    """
 
     mode: str = MODES[0]
     node_port_addresses: tuple[str, ...] = ()
+    conntrack: tuple[tuple[str, str], ...] = ()
+    healthz: str = ""
+    masquerade_all: bool = False
 
     def without_node_ports(self, addresses: Sequence[IPv4Address | IPv6Address]) -> list[Network]:
         """The networks where a node answers no node ports; addresses: the node's own, "primary" among them."""
@@ -105,7 +121,54 @@ def configuration(config_map: Document | None, node: Document | None) -> Configu
     for text in (((config_map or {}).get("data") or {}).get(KEY), of_node(node)):
         if text is not None and not _validate(text, "", is_whole=False):
             fields |= {key: value for key, value in _read(text)[0].items() if value is not None}
-    return Configuration(fields.get("mode") or MODES[0], tuple(fields.get("nodePortAddresses") or ()))
+    return Configuration(
+        fields.get("mode") or MODES[0],
+        tuple(fields.get("nodePortAddresses") or ()),
+        _conntrack(fields.get("conntrack") or {}),
+        _canonical_listener(fields.get("healthzBindAddress") or ""),
+        bool((fields.get("nftables") or {}).get("masqueradeAll")),
+    )
+
+
+def _conntrack(fields: Document) -> tuple[tuple[str, str], ...]:
+    """What is asked for, in the agent's words. Nothing, or zero, leaves the host's own, whatever kube-proxy's default is:
+    other traffic of a host uses the same table.
+    """
+    found: list[tuple[str, str]] = []
+    per_core, least = fields.get("maxPerCore"), fields.get("min")
+    if per_core or (least and per_core is None):
+        found.append(("max", f"{per_core or DEFAULT_PER_CORE} {least or DEFAULT_MIN}"))
+    for field, name in _CONNTRACK_TIMEOUTS.items():
+        seconds = int(duration_s(fields.get(field) or "0"))
+        if seconds:
+            found.append((name, str(seconds)))
+    if fields.get("tcpBeLiberal"):
+        found.append(("tcp-be-liberal", "1"))
+    return tuple(found)
+
+
+_CONNTRACK_TIMEOUTS = {
+    "tcpEstablishedTimeout": "tcp-established",
+    "tcpCloseWaitTimeout": "tcp-close-wait",
+    "udpTimeout": "udp",
+    "udpStreamTimeout": "udp-stream",
+}
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+
+
+def duration_s(text: str) -> float:
+    """The seconds of a duration as Go writes it: "1h30m"."""
+    parts = re.findall(r"([0-9.]+)(ns|us|µs|ms|s|m|h)", text)
+    return sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+
+
+def _canonical_listener(text: str) -> str:
+    """The same address and port, as everybody spells them."""
+    host, _, port = text.rpartition(":")
+    if not host or not int(port):
+        return ""
+    address = ip_address(host.removeprefix("[").removesuffix("]"))
+    return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
 
 
 # Judging
@@ -142,6 +205,7 @@ def _warnings(text: str, path: str) -> list[str]:
         return []
     fields = _read(text)[0]
     idle = [key for key, value in fields.items() if key not in EFFECTIVE and _is_set(value)]
+    idle += [f"{key}.{part}" for key, part in IDLE_PARTS if _is_set((fields.get(key) or {}).get(part))]
     found = [f"{path}.{key}: has no effect on Timonel's nodes" for key in idle]
     for index, network in enumerate(fields.get("nodePortAddresses") or ()):
         if network != PRIMARY and ip_network(network).is_loopback:
@@ -204,6 +268,14 @@ def _duration(value: Any, path: str) -> list[FieldError]:
     if value.startswith("-"):
         return [invalid(path, value, "must be greater than or equal to 0")]
     return []
+
+
+def _timeout(value: Any, path: str) -> list[FieldError]:
+    """Of conntrack: the kernel counts it in ticks, up to 2**31 of them."""
+    errors = _duration(value, path)
+    if not errors and duration_s(value) > MAX_TIMEOUT_S:
+        errors.append(invalid(path, value, f"must be at most {MAX_TIMEOUT_S // 3600}h"))
+    return errors
 
 
 def _one_of(*words: str) -> Judge:
@@ -304,13 +376,13 @@ FIELDS: dict[str, Any] = {
     "configSyncPeriod": _duration,
     "conntrack": {
         "max": _COUNT,
-        "maxPerCore": _COUNT,
-        "min": _COUNT,
+        "maxPerCore": _number(0, 10**8),
+        "min": _number(0, 10**8),
         "tcpBeLiberal": _boolean,
-        "tcpCloseWaitTimeout": _duration,
-        "tcpEstablishedTimeout": _duration,
-        "udpStreamTimeout": _duration,
-        "udpTimeout": _duration,
+        "tcpCloseWaitTimeout": _timeout,
+        "tcpEstablishedTimeout": _timeout,
+        "udpStreamTimeout": _timeout,
+        "udpTimeout": _timeout,
     },
     "detectLocal": {"bridgeInterface": _text, "interfaceNamePrefix": _text},
     "detectLocalMode": _one_of("", "ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"),

@@ -14,7 +14,20 @@ from services_app.spec.kinds import NODE
 Document = dict[str, Any]
 
 NOT_READY = "node.kubernetes.io/not-ready"
+TO_BE_DELETED = "ToBeDeletedByClusterAutoscaler"
 EFFECTS = ("NoExecute", "NoSchedule", "PreferNoSchedule")
+
+
+def is_leaving(node: Document | None) -> bool:
+    """Whether the Node is about to go, so that load balancers should look for another.
+
+    Source: k8s v1.36 pkg/proxy/healthcheck/proxy_health.go, SyncNode. One that is drained alone still takes traffic.
+    """
+    if node is None:
+        return False
+    taints = (node.get("spec") or {}).get("taints") or ()
+    is_going = bool((node.get("metadata") or {}).get("deletionTimestamp"))
+    return is_going or any(taint.get("key") == TO_BE_DELETED for taint in taints)
 
 
 def set_defaults(node: Document) -> None:

@@ -24,6 +24,7 @@ from services_app.spec import kinds, kube_proxy
 from services_app.spec.errors import AlreadyExists
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import timestamp
+from services_app.spec.node import is_leaving
 from services_app.store import addresses, events, forms, ranges, references
 from services_app.store.columns import columns_of, model_of
 
@@ -474,12 +475,13 @@ def owner_of(kind: Kind, after: Document | None, before: Document | None) -> str
 
 
 def _base_differs(before: Document, after: Document) -> bool:
-    """Whether a node's own base could differ: its addresses, its containers' networks, its configuration; or its zone."""
+    """Whether a node's own base could differ: addresses, containers' networks, configuration, whether it leaves; or its zone."""
     return (
         before["spec"].get("podCIDRs") != after["spec"].get("podCIDRs")
         or (before.get("status") or {}).get("addresses") != (after.get("status") or {}).get("addresses")
         or kube_proxy.of_node(before) != kube_proxy.of_node(after)
         or endpoints.zone_of(before) != endpoints.zone_of(after)
+        or is_leaving(before) != is_leaving(after)
     )
 
 

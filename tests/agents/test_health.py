@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ pytestmark = [
 ]
 
 PORT = 32000
-# and then: host, port, method; prints [status, headers, text], or [0, {}, why nobody answers]
+# and then: host, port, method, path (/healthz unless given); prints [status, headers, text], or [0, {}, why nobody answers]
 ASK_HTTP = (
     "python3",
     "-c",
@@ -27,7 +28,7 @@ ASK_HTTP = (
 import http.client, json, sys
 connection = http.client.HTTPConnection(sys.argv[1], int(sys.argv[2]), timeout=3)
 try:
-    connection.request(sys.argv[3], "/healthz")
+    connection.request(sys.argv[3], *sys.argv[4:] or ["/healthz"])
     answer = connection.getresponse()
     text = answer.read().decode()
     print(json.dumps([answer.status, dict(answer.getheaders()), text]))
@@ -60,10 +61,25 @@ class Health:
         assert answer["rejected"] == {}
         return answer
 
-    def ask(self, port: int = PORT, *, place: Place | None = None, version: int = 4, method: str = "GET") -> Any:
+    def send_base(self, *resources: list[str]) -> None:
+        """Push the base with these as a delta."""
+        before, self.revision = self.revision, self.revision + 1
+        owners = {"": [*base(self.node), *resources]}
+        answer = self.agent.ask("apply", cluster="c1", revision=self.revision, since=before, owners=owners)
+        assert (answer["ok"], answer["rejected"]) == (True, {})
+
+    def ask(
+        self,
+        port: int = PORT,
+        *,
+        place: Place | None = None,
+        version: int = 4,
+        method: str = "GET",
+        path: str = "/healthz",
+    ) -> Any:
         """[status, headers, text], or [0, {}, why nobody answers]."""
         host = self.node.address if version == 4 else self.node.address6
-        done = (place or self.lab.client).run([*ASK_HTTP, host, str(port), method])
+        done = (place or self.lab.client).run([*ASK_HTTP, host, str(port), method, path])
         return json.loads(done.stdout)
 
     def becomes(self, status: int, port: int = PORT) -> None:
@@ -131,6 +147,43 @@ def test_checks_are_answered_while_no_agent_runs_and_after_a_boot(health: Health
     health.becomes(200)
     assert health.agent.ask("ping")["ok"]
     assert [event["reason"] for event in health.agent.events] == ["Repaired"]
+
+
+def test_healthz_says_whether_the_node_is_fit_for_traffic(health: Health) -> None:
+    """As kube-proxy on port 10256: load balancers and cloud controllers ask all nodes so."""
+    port, moment = 10256, r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8}\.[0-9]{9} \+0000 UTC"
+    health.send({})
+    health.send_base(["health", "healthz [::]:10256", "eligible"])
+    for version in (4, 6):
+        eventually(lambda version=version: health.ask(port, version=version)[0] == 200, "it is answered")
+    said = json.loads(health.ask(port)[2])
+    assert said.keys() == {"lastUpdated", "currentTime", "nodeEligible"}
+    assert (said["nodeEligible"], said["lastUpdated"]) == (True, said["currentTime"])
+    assert re.fullmatch(moment, said["lastUpdated"])
+    assert json.loads(health.ask(port, path="/livez")[2]).keys() == {"lastUpdated", "currentTime"}
+    assert health.ask(port, path="/metrics")[0] == 404
+
+    health.send_base(["health", "healthz [::]:10256", "leaving"])
+    health.becomes(503, port)
+    assert json.loads(health.ask(port)[2])["nodeEligible"] is False
+    assert health.ask(port, path="/livez")[0] == 200, "the proxy is well, whatever becomes of the node"
+
+    health.send_base(["health", f"healthz {health.node.address}:10256", "eligible"])
+    health.becomes(200, port)
+    assert health.ask(port, version=6)[0] == 0, "on the address that is named alone"
+    health.node.run(["mv", "/usr/sbin/nft", "/usr/sbin/nft.away"])
+    try:
+        owners = {"shop/other": [["nft4", "cluster_ips 10.96.0.77", ""]]}
+        health.agent.ask("apply", cluster="c1", revision=health.revision + 1, since=health.revision, owners=owners)
+        health.revision += 1
+        health.becomes(503, port)
+        first, second = (json.loads(health.ask(port, path="/livez")[2]) for _ in range(2))
+        assert first["lastUpdated"] == second["lastUpdated"] < first["currentTime"] < second["currentTime"]
+    finally:
+        health.node.run(["mv", "/usr/sbin/nft.away", "/usr/sbin/nft"])
+    health.becomes(200, port)
+    health.send_base()
+    eventually(lambda: health.ask(port)[2] == "Connection refused", "the port is closed")
 
 
 def test_another_agents_server_is_replaced(health: Health) -> None:

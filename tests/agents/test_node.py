@@ -6,7 +6,7 @@ import os
 import struct
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,50 @@ def test_what_somebody_changes_on_the_host_is_repaired(node: Node, agent: Agent,
     finally:
         for words in defaults:
             node.run(["ip", "route", "replace", *words[:5]])
+
+
+CONNTRACK = {
+    "tcp-established": ("tcp_timeout_established", "86400"),
+    "tcp-close-wait": ("tcp_timeout_close_wait", "3600"),
+    "udp": ("udp_timeout", "25"),
+    "udp-stream": ("udp_timeout_stream", "170"),
+    "tcp-be-liberal": ("tcp_be_liberal", "1"),
+}
+
+
+def conntrack_settings(node: Node) -> list[str]:
+    paths = [f"/proc/sys/net/netfilter/nf_conntrack_{setting}" for setting, _ in CONNTRACK.values()]
+    return node.run(["cat", *paths]).stdout.split()
+
+
+def test_conntrack_is_what_the_configuration_says_and_afterwards_as_it_was(
+    node: Node, agent: Agent, revision: Callable[[], int]
+) -> None:
+    def send(names: Iterable[str]) -> None:
+        resources = [["host", f"conntrack {name}", CONNTRACK[name][1]] for name in names]
+        held = agent.ask("ping")["revision"]
+        size = [["host", "conntrack max", "1 4096"]] if resources else []
+        answer = agent.ask(
+            "apply", cluster="c1", revision=revision(), since=held, owners={"": [*base(node), *resources, *size]}
+        )
+        assert answer["ok"], answer
+
+    before = conntrack_settings(node)
+    wanted = [value for _, value in CONNTRACK.values()]
+    assert all(old != new for old, new in zip(before, wanted, strict=True))
+    send(CONNTRACK)
+    assert conntrack_settings(node) == wanted
+    node.run(["sh", "-c", "echo 77 >/proc/sys/net/netfilter/nf_conntrack_udp_timeout"])
+    eventually(lambda: conntrack_settings(node) == wanted, "what somebody changed is repaired")
+    # The table's size is the whole machine's: here it cannot be set, and that is told.
+    (problem,) = agent.ask("hello", cluster="c1")["problems"]
+    assert (problem["reason"], problem["blocking"]) == ("ConntrackNotSized", False)
+    assert "net/netfilter/nf_conntrack_max is " in problem["message"]
+    send(["udp"])
+    assert conntrack_settings(node) == [*before[:2], "25", *before[3:]]
+    send([])
+    assert conntrack_settings(node) == before
+    assert agent.ask("hello", cluster="c1")["problems"] == []
 
 
 def test_an_ipv6_address_that_is_just_being_checked_is_waited_for(

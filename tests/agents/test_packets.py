@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
 from pathlib import Path
@@ -69,8 +70,8 @@ class Host:
         self.held[owner] = [list(resource) for resource in rendered.on("here", self.zone)]
         self._apply({owner: self.held[owner]}, self._revision)
 
-    def send_all(self, *node_port_addresses: str) -> None:
-        configuration = Configuration(node_port_addresses=node_port_addresses)
+    def send_all(self, *node_port_addresses: str, masquerade_all: bool = False) -> None:
+        configuration = Configuration(node_port_addresses=node_port_addresses, masquerade_all=masquerade_all)
         base = render_base(CLUSTER, network_of(self.document(), ""), configuration)
         self.held[""] = [list(resource) for resource in base]
         self._apply(self.held, None)
@@ -244,6 +245,37 @@ def test_node_ports_are_answered_where_the_configuration_says(host: Host, versio
         host.send_all()
         host.node.run(["ip", "address", "delete", f"{second}/{whole}", "dev", "lo"])
         host.lab.switch.run(["ip", "route", "delete", f"{second}/{whole}"])
+
+
+@both
+def test_endpoints_see_no_client_of_a_cluster_ip_where_all_is_masqueraded(host: Host, version: int) -> None:
+    host.send(a_service(), slices(host, (host.inside, READY), (host.node, READY)))
+    whole, client = 32 if version == 4 else 128, host.lab.client
+    route = [f"{VIRTUAL[version]}/{whole}", "via", host.address(host.node, version)]
+    host.lab.switch.run(["ip", "route", "replace", *route])
+
+    def seen(way: tuple[str, int]) -> dict[str, bool]:
+        """Who answers -> whether it saw the client; and as the tracer says."""
+        tables = NodeTables(
+            [tuple(r) for resources in host.held.values() for r in resources], [host.address(host.node, version)]
+        )
+        found = {a["backend"]: a["client"] == host.address(client, version) for a in client.ask_often(*way, 20)}
+        said = tables.trace(Packet(host.address(client, version), *way)).targets
+        places = {host.address(place, version): place.name for place in (host.inside, host.node)}
+        assert {places[target.address]: target.sees_client for target in said} == found
+        return found
+
+    try:
+        way = ways(host, version)
+        assert set(seen(way["cluster ip"]).values()) == {True}
+        host.send_all(masquerade_all=True)
+        # What ends on the node itself is not sent on, so there is nothing to masquerade.
+        assert seen(way["cluster ip"]) == {host.inside.name: False, host.node.name: True}
+        assert seen(way["node port"]) == {host.inside.name: True, host.node.name: True}
+        assert reached(host.node, way["cluster ip"]) == {host.inside.name, host.node.name}
+    finally:
+        host.send_all()
+        host.lab.switch.run(["ip", "route", "delete", *route])
 
 
 @both
@@ -521,6 +553,83 @@ def test_a_udp_flow_leaves_an_endpoint_that_left(host: Host, version: int, affin
     assert report["failed"] <= 1, report  # what was on its way when the endpoint left
 
 
+def weighing(host: Host, weights: dict[Place, int], protocol: str = "TCP") -> tuple[Document, ...]:
+    found = slices(host, *((place, READY) for place in weights), protocol=protocol)
+    for item, version in zip(found, (4, 6), strict=True):
+        text = ",".join(f"{host.address(place, version)}={weight}" for place, weight in weights.items())
+        item["metadata"] = {"annotations": {"timonel.io/weights": text}}
+    return found
+
+
+@both
+def test_weights_are_shares_of_new_connections(host: Host, version: int) -> None:
+    host.send(a_service(), weighing(host, {host.inside: 60, host.other: 20, host.elsewhere: 0}))
+    answers = host.node.ask_often(*ways(host, version)["cluster ip"], 200, timeout_s=0.5)
+    found = Counter(answer["backend"] for answer in answers)
+    assert found.keys() == {host.inside.name, host.other.name}
+    assert 120 <= found[host.inside.name] <= 178  # four and a half standard deviations around 150
+    host.send(a_service(), weighing(host, {host.inside: 0, host.other: 0}))
+    assert host.node.refusal(*ways(host, version)["cluster ip"]) in REFUSED
+
+
+@both
+@pytest.mark.parametrize("kind", ["random", "affinity", "source-hash"])
+def test_an_endpoint_of_weight_0_keeps_what_it_has(host: Host, version: int, kind: str) -> None:
+    """A UDP flow stays, and loses nothing when shares change; with affinity its clients stay, too."""
+    make = with_affinity(600, "UDP") if kind == "affinity" else a_service("UDP")
+    make["metadata"]["annotations"] = {"timonel.io/load-balancing": kind} if kind != "affinity" else {}
+    way = ways(host, version)["node port"]
+    host.send(make, weighing(host, {host.inside: 100}, "UDP"))
+    host.lab.client.stream("flow", *way, protocol="udp", interval_ms=10, timeout_s=0.3, kept=True)
+    for weights in (
+        {host.inside: 100, host.other: 40},
+        {host.inside: 20, host.other: 60},
+        {host.inside: 0, host.other: 9},
+    ):
+        time.sleep(0.2)
+        host.send(make, weighing(host, weights, "UDP"))
+    time.sleep(0.2)
+    reached_by_others = reached(host.node, ways(host, version)["cluster ip"], "udp")
+    reached_by_its_client = reached(host.lab.client, way, "udp", 3)
+    report = host.lab.client.stream_end("flow")
+    assert report["backends"].keys() == {host.inside.name}, report
+    assert not report["failed"], report
+    assert reached_by_others == {host.other.name}
+    assert reached_by_its_client == {host.inside.name if kind == "affinity" else host.other.name}
+
+
+@both
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_by_source_hash_a_client_moves_only_with_its_endpoint(host: Host, version: int, protocol: str) -> None:
+    """And it is the endpoint that the tracer says: it knows the kernel's hash."""
+    service = a_service(protocol.upper())
+    service["metadata"]["annotations"] = {"timonel.io/load-balancing": "source-hash"}
+    places = {place.name: place for place in (host.node, host.inside, host.elsewhere)}
+    clients = (host.other, host.lab.client, host.node)
+
+    def where(*names: str) -> dict[str, str]:
+        host.send(service, slices(host, *((places[name], READY) for name in names), protocol=protocol.upper()))
+        tables = NodeTables(
+            [tuple(r) for resources in host.held.values() for r in resources], [host.address(host.node, version)]
+        )
+        at, found = ways(host, version)["node port"], {}
+        for client in clients:
+            (name,) = reached(client, at, protocol, 5)
+            packet = Packet(host.address(client, version), *at, protocol)
+            (target,) = tables.trace(packet).targets
+            assert target.address == host.address(places[name], version), client.name
+            found[client.name] = name
+        return found
+
+    before = where(*places)
+    assert where(*places) == before
+    for gone in places:
+        after = where(*(name for name in places if name != gone))
+        assert {client: name for client, name in before.items() if name != gone}.items() <= after.items()
+        assert gone not in after.values()
+    assert where(*places) == before
+
+
 SCTP = Path(__file__).with_name("sctp.py").read_text()
 
 
@@ -581,7 +690,12 @@ def test_shared_chains_come_and_go_with_the_groups_that_use_them(host: Host) -> 
     chains = host.node.run(["nft", "list", "chains", "ip"]).stdout
     assert "lb_70" in chains
     assert "aff_" not in chains
+    hashed = a_service()
+    hashed["metadata"]["annotations"] = {"timonel.io/load-balancing": "source-hash"}
+    host.send(hashed, crowd)
+    assert "hash_1024" in host.node.run(["nft", "list", "chains", "ip"]).stdout
     host.send(a_service(), slices(host, (host.inside, READY)))
+    assert "hash_" not in host.node.run(["nft", "list", "chains", "ip"]).stdout
     assert "lb_70" not in host.node.run(["nft", "list", "chains", "ip"]).stdout
     assert reached(host.node, ways(host, 4)["cluster ip"], count=3) == {host.inside.name}
 
@@ -611,7 +725,9 @@ def test_a_long_walk_of_changes_ends_where_a_refill_does(host: Host) -> None:
         ingress = choice.sample([*BALANCER.values()], choice.randrange(3))
         service["status"] = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in ingress]}}
         service["spec"]["loadBalancerSourceRanges"] = choice.sample(RANGES, choice.randrange(len(RANGES)))
-        if choice.random() < 0.5:
+        if choice.random() < 0.2:
+            service["metadata"]["annotations"] = {"timonel.io/load-balancing": "source-hash"}
+        elif choice.random() < 0.5:
             service["spec"]["sessionAffinity"] = "ClientIP"
             service["spec"]["sessionAffinityConfig"] = {"clientIP": {"timeoutSeconds": choice.randrange(1, 4)}}
         found = tuple(

@@ -199,6 +199,13 @@ def test_other_records_are_refused(key, value):
         ("zone", "Cluster Local"),
         ("reverse 96.10.in-addr.arpa", ""),
         ("sysctl net.ipv4.ip_forward", "0"),
+        ("conntrack max", "131072"),
+        ("conntrack max", "32768 131072 "),
+        ("conntrack max", "0 0"),
+        ("conntrack udp", "30s"),
+        ("conntrack udp", "0"),
+        ("conntrack tcp-be-liberal", "0"),
+        ("conntrack ../../../vm/drop_caches", "1"),
     ],
 )
 def test_other_host_settings_are_refused(key, value):
@@ -207,7 +214,9 @@ def test_other_host_settings_are_refused(key, value):
 
 
 def test_health_checks_are_read():
-    assert health.parse("port 32000", "shop/web 2") == (32000, health.Check("shop", "web", 2))
+    assert health.parse("port 32000", "shop/web 2") == (("", 32000), health.Check("shop", "web", 2))
+    assert health.parse("healthz 192.0.2.1:10256", "leaving") == (("192.0.2.1", 10256), health.Fitness(False))
+    assert health.parse("healthz [::]:10256", "eligible") == (("::", 10256), health.Fitness(True))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +234,12 @@ def test_health_checks_are_read():
         ("port 32000", 'shop/w"b 2'),
         ("port 32000", "web 2"),
         ("port 32000", ""),
+        ("healthz :10256", "eligible"),
+        ("healthz 192.0.2.300:10256", "eligible"),
+        ("healthz [fd00:0::1]:10256", "eligible"),
+        ("healthz [::]:65536", "eligible"),
+        ("healthz [::]:10256", "shop/web 2"),
+        ("port 10256", "eligible"),
     ],
 )
 def test_other_health_checks_are_refused(key, value):
@@ -362,3 +377,37 @@ def test_a_flow_cannot_be_forgotten_without_the_tool_and_that_is_said(monkeypatc
     monkeypatch.setattr("agents.process.SEARCH_PATH", "/nowhere")
     monkeypatch.setattr("agents.process._found", {})
     assert conntrack.forget([["--mark", "0"]]) == ["cannot run 'conntrack': not installed"]
+
+
+def test_conntracks_size_is_by_cores_and_what_else_is_asked_for(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(conntrack, "_read", lambda name: 20000)
+
+    def size(value):
+        found = conntrack.settings({"conntrack max": value, "conntrack udp": "30", "zone": "cluster.local"})
+        assert found.pop("net/netfilter/nf_conntrack_udp_timeout") == "30"
+        return found["net/netfilter/nf_conntrack_max"], found["net/netfilter/nf_conntrack_buckets"]
+
+    assert size("32768 131072") == ("262144", "65536")
+    assert size("1024 131072") == ("131072", "32768")
+    assert size("1000 9000") == ("9000", "20000"), "more buckets are no harm"
+    assert size("12345 1") == ("98760", "32768"), "the kernel rounds them up"
+
+
+def test_a_kernel_setting_comes_back_as_it_was_first(tmp_path, monkeypatch):
+    """Whatever was set in between; and not when somebody else has set it since."""
+    monkeypatch.setattr(host, "_SYSCTL", tmp_path)
+    names = ["first", "second", "third"]
+    for name in names:
+        (tmp_path / name).write_text("1\n")
+    before = host.Before(tmp_path / "noted")
+    for value in ("2", "3"):
+        for name in names:
+            before.set(name, value)
+    (tmp_path / "second").write_text("9\n")
+    before.give_back(["first", "unknown"])
+    assert [(tmp_path / name).read_text() for name in names] == ["1\n", "9\n", "3\n"]
+    (tmp_path / "first").write_text("3\n")
+    before.restore()
+    assert [(tmp_path / name).read_text() for name in names] == ["3\n", "9\n", "1\n"]
+    assert not (tmp_path / "noted").exists()

@@ -8,8 +8,9 @@ import pytest
 
 from agents.node import judge
 from services_app.plan.routing import Backend
-from services_app.render.nftables import lasting_slots
+from services_app.render.nftables import hash_slots, lasting_slots, weighted
 from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner, reverse_zones
+from services_app.spec.kube_proxy import Configuration
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CLUSTER = Cluster((ip_network("10.96.0.0/16"),), "cluster.local")
@@ -262,6 +263,20 @@ def test_the_base_holds_address_zone_and_routes():
     ]
 
 
+def test_the_base_holds_what_the_configuration_asks_for():
+    def asked(**node):
+        configuration = Configuration(conntrack=(("udp", "25"),), healthz="[::]:10256")
+        base = render_base(CLUSTER, network_of(node, "10.1.0.11"), configuration)
+        assert judge({"": [list(resource) for resource in base]}) == {}
+        return [r for r in base if r not in render_base(CLUSTER, network_of(node, "10.1.0.11"))]
+
+    fit = [("host", "conntrack udp", "25"), ("health", "healthz [::]:10256", "eligible")]
+    leaving = [fit[0], ("health", "healthz [::]:10256", "leaving")]
+    assert asked() == asked(spec={"unschedulable": True, "taints": [{"key": "maintenance"}]}) == fit
+    assert asked(metadata={"deletionTimestamp": "2026-01-01T00:00:00Z"}) == leaving
+    assert asked(spec={"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]}) == leaving
+
+
 @pytest.mark.parametrize(
     ("cidr", "zone"),
     [
@@ -273,3 +288,42 @@ def test_the_base_holds_address_zone_and_routes():
 )
 def test_reverse_zones_are_cut_at_the_label(cidr, zone):
     assert reverse_zones([ip_network(cidr)]) == [zone]
+
+
+def of_weights(*weights):
+    return tuple(Backend(f"10.1.0.{number}", 80, "", weight) for number, weight in enumerate(weights, start=1))
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [
+        ((100, 100, 100), (1, 1, 1)),
+        ((100, 50, 25), (4, 2, 1)),
+        ((7,), (1,)),
+        ((100, 99), (100, 99)),
+        ((*(100,) * 20, 1), (*(51,) * 20, 1)),
+        ((*(100,) * 2000, 1), (1,) * 2001),
+    ],
+    ids=["the same", "lowest terms", "alone", "exactly", "as near as slots allow", "more endpoints than slots"],
+)
+def test_weights_become_slots(weights, counts):
+    backends = of_weights(*weights)
+    found = weighted(backends)
+    assert tuple(found.count(backend) for backend in dict.fromkeys(backends)) == counts
+
+
+def test_a_slot_by_source_hash_changes_its_owner_only_for_one_that_comes_or_goes():
+    few = of_weights(*(100,) * 9)
+    more = (*few, Backend("10.1.0.99", 80))
+    for old, new in zip(hash_slots(few), hash_slots(more), strict=True):
+        assert new == old or new == more[-1]
+    shares = [hash_slots(more).count(backend) for backend in more]
+    assert 60 < min(shares) <= max(shares) < 150, "of 1024, ten times 102"
+
+
+def test_shares_by_source_hash_follow_weights_and_only_the_changed_one_gives_or_takes():
+    old, new = of_weights(100, 100, 100), of_weights(100, 50, 100)
+    before, after = hash_slots(old), hash_slots(new)
+    moved = [(a.address, b.address) for a, b in zip(before, after, strict=True) if a.address != b.address]
+    assert {address for address, _ in moved} == {old[1].address}
+    assert 150 < sum(backend == new[1] for backend in after) < 260, "a fifth of 1024"

@@ -3,7 +3,9 @@
 The rules stand here once more, in other words than in `plan` and `render`: by the documents alone, client by client.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -30,6 +32,7 @@ RANGES = ["198.51.100.0/25", "198.51.0.0/16", "192.0.2.11/32", "10.1.1.0/24", "2
 NODE_PORT_ADDRESSES = [("primary",), ("192.0.2.8/30",), ("192.0.2.0/24", "2001:db8::12/128"), ("10.0.0.0/8",)]
 ZONE_A, ZONE_B = ({"forZones": [{"name": zone}]} for zone in ("a", "b"))
 HINTS = [ZONE_A, ZONE_B, {**ZONE_A, "forNodes": [{"name": "n1"}]}, {**ZONE_B, "forNodes": [{"name": "n2"}]}]
+WEIGHTS = [100, 100, 100, 50, 7, 0]
 OUTSIDE = {4: ["198.51.100.7", "198.51.100.200", "203.0.113.77"], 6: ["2001:db8:9::1", "2001:db8:a::1"]}
 PORTS = [
     {"name": "http", "port": 80, "protocol": "TCP", "nodePort": 30080},
@@ -46,12 +49,13 @@ class World:
     has_pod_cidrs: bool
     node_port_addresses: tuple[str, ...] = ()
     zones: tuple[tuple[str, str], ...] = ()
+    masquerade_all: bool = False
 
     def resources(self, node: str) -> dict[str, list[list[str]]]:
         """Owner -> what the node is sent of it."""
         cidrs = tuple(map(ip_network, POD_CIDRS[node])) if self.has_pod_cidrs else ()
         network = NodeNetwork(tuple(map(ip_address, NODES[node])), cidrs)
-        configuration = Configuration(node_port_addresses=self.node_port_addresses)
+        configuration = Configuration(node_port_addresses=self.node_port_addresses, masquerade_all=self.masquerade_all)
         found = {"": [list(resource) for resource in render_base(CLUSTER, network, configuration)]}
         for number, (owner, (service, slices)) in enumerate(sorted(self.services.items())):
             wanted = {key: number * 16 + n for n, key in enumerate(sorted(groups_wanted(service)), start=1)}
@@ -100,7 +104,12 @@ def a_service(draw: st.DrawFn, number: int) -> tuple[Document, tuple[Document, .
         ]
         found = [{"name": name, "port": port, "protocol": PROTOCOLS[name]} for name, port in NUMBERS.items()]
         slices.append({"addressType": f"IPv{version}", "ports": found, "endpoints": endpoints})
-    metadata = {"name": f"s{number}", "namespace": "shop"}
+        weights = {endpoint["addresses"][0]: draw(st.sampled_from(WEIGHTS)) for endpoint in endpoints}
+        text = ",".join(f"{address}={weight}" for address, weight in weights.items() if weight != 100)
+        slices[-1]["metadata"] = {"annotations": {"timonel.io/weights": text}}
+    metadata: Document = {"name": f"s{number}", "namespace": "shop"}
+    if "sessionAffinity" not in spec:
+        metadata["annotations"] = {"timonel.io/load-balancing": draw(st.sampled_from(["random", "source-hash"]))}
     return {"metadata": metadata, "spec": spec, "status": status}, tuple(slices)
 
 
@@ -112,7 +121,8 @@ def a_world(draw: st.DrawFn) -> World:
     numbers = draw(st.lists(st.sampled_from([1, 2, 3]), unique=True, min_size=1))
     services = {f"shop/s{number}": draw(a_service(number)) for number in numbers}
     zones = tuple((node, zone) for node in NODES if (zone := draw(st.sampled_from(["a", "b", ""]))))
-    return World(services, draw(st.booleans()), draw(st.sampled_from([(), *NODE_PORT_ADDRESSES])), zones)
+    closed = draw(st.sampled_from([(), *NODE_PORT_ADDRESSES]))
+    return World(services, draw(st.booleans()), closed, zones, draw(st.booleans()))
 
 
 def clients(world: World, version: int, node: str) -> list[str]:
@@ -181,7 +191,13 @@ def chosen(
     world: World, node: str, packet: Packet, spec: Document, slices: tuple[Document, ...], name: str, is_internal: bool
 ) -> Outcome:
     version = ip_address(packet.destination).version
+    weights = {}
+    for item in slices:
+        for part in filter(None, item["metadata"]["annotations"]["timonel.io/weights"].split(",")):
+            text, _, weight = part.rpartition("=")
+            weights[text] = int(weight)
     endpoints = [e for item in slices if item["addressType"] == f"IPv{version}" for e in item["endpoints"]]
+    endpoints = [e for e in endpoints if weights.get(e["addresses"][0]) != 0]
     is_inside = packet.source in NODES[node] or (
         world.has_pod_cidrs and any(ip_address(packet.source) in ip_network(cidr) for cidr in POD_CIDRS[node])
     )
@@ -198,10 +214,11 @@ def chosen(
     targets = []
     for endpoint in ready or draining:
         (text,) = endpoint["addresses"]
-        is_seen = packet.source in NODES[node] or (endpoint["nodeName"] == node and text != packet.source)
-        targets.append(
-            Target(text, NUMBERS[name], is_seen and not (packet.turns_back and packet.source not in NODES[node]))
-        )
+        is_hidden = is_internal and world.masquerade_all
+        is_near = endpoint["nodeName"] == node and text != packet.source and not is_hidden
+        is_seen = packet.source in NODES[node] or is_near
+        target = Target(text, NUMBERS[name], is_seen and not (packet.turns_back and packet.source not in NODES[node]))
+        targets += [target] * weights.get(text, 100)
     affinity = 60 if spec.get("sessionAffinity") == "ClientIP" else None
     return Outcome(DELIVERED, tuple(sorted(targets)), affinity)
 
@@ -236,8 +253,20 @@ def compare(world: World, node: str, turns_back: bool) -> None:
         for destination, port, protocol in destinations(world, version, node):
             for source in clients(world, version, node):
                 packet = Packet(source, destination, port, protocol.lower(), turns_back)
-                outcome = tables.trace(packet)
-                assert outcome == expected(world, node, packet, protocol), (packet, outcome.steps)
+                outcome, wanted = tables.trace(packet), expected(world, node, packet, protocol)
+                shares, wanted_shares = shares_of(outcome), shares_of(wanted)
+                if any(" hash_" in step for step in outcome.steps):
+                    assert len(shares) == 1
+                    assert shares.keys() <= wanted_shares.keys()
+                else:
+                    assert shares == wanted_shares, (packet, outcome.steps)
+                same = outcome.action == wanted.action and outcome.affinity_s == wanted.affinity_s
+                assert same, (packet, outcome.steps)
+
+
+def shares_of(outcome: Outcome) -> dict[Target, Fraction]:
+    found = Counter(outcome.targets)
+    return {target: Fraction(count, found.total()) for target, count in found.items()}
 
 
 @settings(max_examples=50, deadline=None)

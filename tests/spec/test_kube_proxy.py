@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agents import host
 from services_app.spec import configmap, kube_proxy, node
 from services_app.spec.kube_proxy import ANNOTATION, Configuration
 
@@ -86,6 +87,9 @@ def test_a_file_of_kubeadms_is_accepted_and_what_does_nothing_is_told():
         ("featureGates: {A: 1}", ".featureGates.A", "must be true or false"),
         ("ipvs: {scheduler: best}", ".ipvs.scheduler", "Unsupported value"),
         ("conntrack: {maxPerCore: -1}", ".conntrack.maxPerCore", "a whole number from 0"),
+        ("conntrack: {udpTimeout: 597h}", ".conntrack.udpTimeout", "must be at most 596h"),
+        ("conntrack: {udpTimeout: 30}", ".conntrack.udpTimeout", "must be a duration"),
+        ("conntrack: {min: 1000000000}", ".conntrack.min", "a whole number from 0 to 100000000"),
         ("conntrack: {maxPerCore: true}", ".conntrack.maxPerCore", "a whole number from 0"),
     ],
 )
@@ -95,6 +99,50 @@ def test_what_is_unknown_or_impossible_is_refused_with_its_field(line, field, wo
     assert words in error.body()
     (error,) = kube_proxy.validate_node(None, a_node(line))
     assert error.field == f"metadata.annotations[{ANNOTATION}]{field}"
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{maxPerCore: null, min: null, udpTimeout: 0s, tcpBeLiberal: false}", {}),
+        ("{maxPerCore: 0, min: 5}", {}),
+        ("{maxPerCore: 1000}", {"max": "1000 131072"}),
+        ("{min: 200000}", {"max": "32768 200000"}),
+        ("{maxPerCore: 7, min: 0}", {"max": "7 131072"}),
+        ("{tcpEstablishedTimeout: 2h30m, udpStreamTimeout: 1500ms}", {"tcp-established": "9000", "udp-stream": "1"}),
+        ("{tcpCloseWaitTimeout: 596h, udpTimeout: 999ms}", {"tcp-close-wait": "2145600"}),
+        ("{tcpBeLiberal: true}", {"tcp-be-liberal": "1"}),
+    ],
+)
+def test_conntracks_size_and_timeouts_are_what_is_asked_for(text, wanted):
+    found = kube_proxy.configuration(a_config_map(f"{HEAD}conntrack: {text}"), None).conntrack
+    assert dict(found) == wanted
+    for name, value in found:
+        host.check(f"conntrack {name}", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('""', ""),
+        ("0.0.0.0:10256", "0.0.0.0:10256"),
+        ("'[fd00:0::1]:010256'", "[fd00::1]:10256"),
+        ("fd00:0::1:80", "[fd00:0:0::1]:80".replace(":0:0", "")),
+        ("127.0.0.1:0", ""),
+    ],
+)
+def test_where_healthz_is_answered(text, wanted):
+    found = kube_proxy.configuration(a_config_map(f"{HEAD}healthzBindAddress: {text}"), None).healthz
+    assert found == wanted
+
+
+def test_a_part_of_a_field_that_does_nothing_is_told():
+    text = "{conntrack: {max: 5, min: 7}, nftables: {masqueradeAll: true, syncPeriod: 1s}}"
+    assert kube_proxy.node_warnings(None, a_node(text)) == [
+        f"metadata.annotations[{ANNOTATION}].{field}: has no effect on Timonel's nodes"
+        for field in ("conntrack.max", "nftables.syncPeriod")
+    ]
+    assert kube_proxy.configuration(None, a_node(text)).masquerade_all
 
 
 @pytest.mark.parametrize(
