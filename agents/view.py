@@ -17,7 +17,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _GROUP = 0x0FFFFFFF
-SETS = ("cluster_ips", "local_endpoints", "pod_cidrs", "without_node_ports")
+SETS = ("cluster_ips", "local_endpoints", "pod_cidrs", "without_node_ports", "masquerade_all")
 
 
 @dataclass(frozen=True, order=True)
@@ -52,13 +52,17 @@ class Frontend:
 class Group:
     """What becomes of a connection. verdict: "balance", "refuse" (tell the client at once) or "drop".
 
-    endpoints: (address, port), each as likely as the others. affinity_s: how long a client keeps its endpoint after
-    its last connection, None for no longer than a connection.
+    endpoints: (address, port), each as likely as the others, and several times where one has a greater weight.
+    affinity_s: how long a client keeps its endpoint after its last connection, None for no longer than a connection.
+    is_by_source_hash: the client's address chooses the place in `endpoints`. kept: endpoints of weight 0, which get no
+    new client; their flows, and with affinity the clients they have, stay.
     """
 
     verdict: str
     endpoints: tuple[tuple[str, int], ...] = ()
     affinity_s: int | None = None
+    is_by_source_hash: bool = False
+    kept: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class View:
     sets: dict[str, set[str]] = field(default_factory=lambda: {name: set() for name in SETS})
     _verdicts: dict[str, str] = field(default_factory=dict)
     _slots: dict[str, dict[int, str]] = field(default_factory=dict)
+    _picks: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, elements: Mapping[str, str]) -> View:
@@ -97,16 +102,15 @@ class View:
     def group(self, number: str) -> Group:
         """A group by its id; one that is not there drops, as long as a change is half made."""
         verdict = self._verdicts.get(number, "drop")
-        if verdict == "drop":
-            return Group("drop")
-        if verdict == "goto refuse":
-            return Group("refuse")
+        slots = {slot: _endpoint(text) for slot, text in sorted(self._slots.get(number, {}).items())}
+        if verdict in ("drop", "goto refuse"):
+            return Group(verdict.removeprefix("goto "), kept=tuple(slots.values()))
         kind, *numbers = verdict.removeprefix("goto ").split("_")
-        endpoints = []
-        for _, text in sorted(self._slots.get(number, {}).items()):
-            address, _, port = text.partition(" . ")
-            endpoints.append((address, int(port)))
-        return Group("balance", tuple(endpoints), int(numbers[0]) if kind == "aff" else None)
+        picks = self._picks.get(number, {})
+        drawn = [picks.get(index) if kind == "aff" else index for index in range(int(numbers[-1]))]
+        endpoints = tuple(slots[slot] for slot in drawn if slot in slots)
+        kept = tuple(endpoint for slot, endpoint in slots.items() if slot not in {*drawn})
+        return Group("balance", endpoints, int(numbers[0]) if kind == "aff" else None, kind == "hash", kept)
 
     def follow(self, change: Change) -> Touched:
         """Note a change of elements, and say what it touched. O(change)."""
@@ -126,6 +130,12 @@ class View:
                     _put(self._slots.setdefault(number, {}), int(slot), value if is_new else None)
                     if not self._slots[number]:
                         del self._slots[number]
+                elif container == "pick":
+                    number, _, index = rest.partition(" . ")
+                    groups.add(number)
+                    _put(self._picks.setdefault(number, {}), int(index), int(value) if is_new else None)
+                    if not self._picks[number]:
+                        del self._picks[number]
                 elif container == "to_cluster":
                     marks.add(rest)
                     _put(self.to_cluster, rest, value if is_new else None)
@@ -153,6 +163,11 @@ def _put(held: dict[K, V], key: K, value: V | None) -> None:
         held.pop(key, None)
     else:
         held[key] = value
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    address, _, port = text.partition(" . ")
+    return address, int(port)
 
 
 def _frontend(container: str, rest: str, mark: str) -> Frontend:
