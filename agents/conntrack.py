@@ -46,7 +46,7 @@ class UdpFlows:
                 self._relate(value, _group(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
-        self._slots.update(slot for slot in _slots(elements) if self._is_udp(slot[0]))
+        self._slots.update(_slots((key, value) for key, value in elements if self._is_udp(_group_of_slot(key))))
 
     def follow(self, change: Change) -> list[list[str]]:
         """Note a change; the arguments of the conntrack commands to run once it is committed. O(change)."""
@@ -122,7 +122,12 @@ def _slots(elements: Iterable[tuple[str, str]]) -> Iterator[Slot]:
     for key, value in elements:
         if key.startswith("slots "):
             address, _, port = value.partition(" . ")
-            yield key.split()[1], address, port
+            yield _group_of_slot(key), address, port
+
+
+def _group_of_slot(key: str) -> str:
+    """Of "slots 0x00000001 . 7"; of another key what is no group."""
+    return key[6:16]
 
 
 # Size and timeouts

@@ -222,7 +222,7 @@ def _route(
     cluster = local = None
     # Also where the external policy is Local: clients on the node reach every endpoint by an external address.
     if not is_internal_local or is_external:
-        nodes, zones = (_hinted(ready, hints, key) for key in _HINTS)
+        nodes, zones = (_hinted(ready, hints, key) if hints else {} for key in _HINTS)
         cluster = Group(groups[group_port(port), CLUSTER], ready or draining, nodes, zones, kept)
     if is_internal_local or is_external_local:
         on_nodes = {**by_node(draining), **by_node(ready)}

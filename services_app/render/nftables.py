@@ -6,6 +6,8 @@ here: the spelling of a mark, and the number of each endpoint's slot.
 
 import hashlib
 import math
+import sys
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -143,7 +145,7 @@ def _group(
     if not backends:
         yield f"groups {mark}", _nobody(has_endpoints=route.has_endpoints)
     elif route.is_by_source_hash:
-        drawn = hash_slots(tuple(backends))
+        drawn = hash_slots(backends)
         yield f"groups {mark}", f"goto hash_{len(drawn)}"
     else:
         drawn = weighted(backends)
@@ -172,6 +174,8 @@ def _nobody(*, has_endpoints: bool) -> str:
 
 def weighted(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     """Each endpoint as often as its weight, in lowest terms; of more than MAX_SLOTS as near as these allow."""
+    if len({backend.weight for backend in backends}) < 2:
+        return tuple(backends)
     divisor = math.gcd(*(backend.weight for backend in backends))
     counts = [backend.weight // divisor for backend in backends]
     if sum(counts) > max(MAX_SLOTS, len(backends)):
@@ -179,19 +183,28 @@ def weighted(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     return tuple(backend for backend, count in zip(backends, counts, strict=True) for _ in range(count))
 
 
-@lru_cache(maxsize=1 << 10)
-def hash_slots(backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+def hash_slots(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     """Whose each slot is, by rendezvous: an endpoint that comes or goes takes or leaves its own slots only.
 
     O(endpoints). A share is its weight's within some 1/sqrt(slots of the endpoint).
     """
-    scores = []
-    for backend in backends:
-        drawn = hashlib.shake_128(f"{backend.address} {backend.port}".encode()).digest(4 * HASH_SLOTS)
-        numbers = (int.from_bytes(drawn[at : at + 4], "big") for at in range(0, len(drawn), 4))
-        # The one with the greatest weight / -ln(u) is drawn as often as its weight says.
-        scores.append([backend.weight / -math.log((number + 0.5) / 2**32) for number in numbers])
-    return tuple(backends[max(range(len(backends)), key=column.__getitem__)] for column in zip(*scores, strict=True))
+    # The one with the greatest weight / -ln(u) has the slot: as often as its weight says.
+    scores = [_scores(backend.address, backend.port) for backend in backends]
+    if len({backend.weight for backend in backends}) > 1:
+        scores = [
+            array("d", (score * backend.weight for score in found))
+            for found, backend in zip(scores, backends, strict=True)
+        ]
+    return tuple(backends[column.index(max(column))] for column in zip(*scores, strict=True))
+
+
+@lru_cache(maxsize=1 << 11)  # 8 KB each
+def _scores(address: str, port: int) -> "array[float]":
+    """1 / -ln(u) for each slot, u drawn from the endpoint."""
+    drawn = array("I", hashlib.shake_128(f"{address} {port}".encode()).digest(4 * HASH_SLOTS))
+    if sys.byteorder == "big":
+        drawn.byteswap()
+    return array("d", (-1 / math.log((number + 0.5) / 2**32) for number in drawn))
 
 
 def lasting_slots(backends: Iterable[Backend]) -> list[int]:
