@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agents import conntrack, nftables, process
+from agents import conntrack, iptables, nftables, process
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
@@ -75,7 +75,7 @@ def _nft_problems(family: nftables.Family) -> list[Problem]:
 
 
 def facts() -> dict[str, str]:
-    """What the host is: kernel, operating system, machine, name, the nft that loads the rules."""
+    """What the host is: kernel, operating system, machine, name, the nft and iptables that load the rules."""
     try:
         pairs = [line.partition("=") for line in Path("/etc/os-release").read_text().splitlines()]
         names = {key: value.strip('"') for key, _, value in pairs}
@@ -87,6 +87,7 @@ def facts() -> dict[str, str]:
         "machine": platform.machine(),
         "hostname": socket.gethostname(),
         "nftables": _nft_version(),
+        "iptables": _iptables_version(),
     }
 
 
@@ -99,6 +100,14 @@ def _nft_version() -> str:
     except AgentError:
         return ""
     return words[1].removeprefix("v") if len(words) > 1 else ""
+
+
+def _iptables_version() -> str:
+    """As in "1.8.9 (nf_tables)": where mode iptables puts its rules; "" when there is none."""
+    try:
+        return str(iptables.choose() or "")
+    except AgentError:
+        return ""
 
 
 def boot_id() -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from agents import nftables
+from agents import iptables, nftables
 from agents.errors import AgentError
 from agents.state import Change, Element, Refusal
 
@@ -73,6 +73,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
+    "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks),
 }
 
 

@@ -15,6 +15,7 @@ else
     ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || missing="$missing postgresql"
     need redis-server redis-server
     need nft nftables
+    need iptables iptables
     need sshd openssh-server
     need ssh openssh-client
     need ip iproute2

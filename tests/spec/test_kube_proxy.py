@@ -61,11 +61,14 @@ def test_a_file_of_kubeadms_is_accepted_and_what_does_nothing_is_told():
     assert told == [f"data[config.conf].{key}" for key in ("bindAddress", "clientConnection", "clusterCIDR")]
 
 
+KNOWN_MODES = ", ".join(f'"{mode}"' for mode in kube_proxy.MODES)
+
+
 @pytest.mark.parametrize(
     ("line", "field", "words"),
     [
-        ("mode: ipvs", ".mode", 'Unsupported value: "ipvs": supported values: "nftables"'),
-        ("mode: 7", ".mode", 'Unsupported value: 7: supported values: "nftables"'),
+        ("mode: kernelspace", ".mode", f'Unsupported value: "kernelspace": supported values: {KNOWN_MODES}'),
+        ("mode: 7", ".mode", f"Unsupported value: 7: supported values: {KNOWN_MODES}"),
         ("modus: nftables", ".modus", "no such field in KubeProxyConfiguration"),
         ("iptables: {masqueradeBit: 32}", ".iptables.masqueradeBit", "a whole number from 0 to 31"),
         ("iptables: {masqueradeBits: 3}", ".iptables.masqueradeBits", "no such field"),
