@@ -42,7 +42,8 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 _MARK = "0x4000/0x4000"  # of the packet: translated by us
 # Of connections that never come to be; no group has such an id, and hardly anybody else such a mark.
 _TO_REFUSE, _TO_DROP = "0x54494d52", "0x54494d44"
-COMPARE_EVERY_S = 30.0
+# Looking at every chain takes so much of the time, or is done so often if that is more.
+_COMPARING_SHARE, _COMPARE_EVERY_S = 1 / 30, 30.0
 _OURS = re.compile(r"-[jg] TIMONEL-\S+")
 
 
@@ -72,7 +73,7 @@ class Backend:
 
     kind: str
     infix: str
-    version: str = ""
+    version: str
 
     def tool(self, family: Family, what: str = "") -> str:
         return f"{family.ip}tables{self.infix}{what}"
@@ -88,14 +89,12 @@ class Backend:
 
 def backends() -> list[Backend]:
     """Those this host has: what `iptables` is, then the other one. Raises AgentError IptablesTimeout."""
-    found = []
-    if process.find("iptables") is not None:
-        said = process.run(["iptables", "--version"], reason="IptablesTimeout").stdout.split()
-        own = Backend("nft" if "(nf_tables)" in said else "legacy", "", said[1].lstrip("v") if len(said) > 1 else "")
-        found.append(own)
-    for kind in ("nft", "legacy"):
-        if kind not in {backend.kind for backend in found}:
-            found.append(Backend(kind, f"-{kind}", found[0].version if found else ""))
+    if process.find("iptables") is None:
+        return []
+    said = process.run(["iptables", "--version"], reason="IptablesTimeout").stdout.split()
+    version = said[1].lstrip("v") if len(said) > 1 else ""
+    own, other = ("nft", "legacy") if "(nf_tables)" in said else ("legacy", "nft")
+    found = (Backend(own, "", version), Backend(other, f"-{other}", version))
     return [backend for backend in found if backend.is_there]
 
 
@@ -569,7 +568,7 @@ class Rules:
         self._links: frozenset[str] = frozenset()
         # (driver, table, chain) -> its rules as the tool lists them; of chains without, only their number is known
         self._seen: dict[tuple[str, str, str], str] = {}
-        self._compared_at = 0.0
+        self._compared_at, self._comparing_s = 0.0, 0.0
         self._ruleset: int | None = None  # its generation when everything was found right
 
     # Changing it
@@ -605,11 +604,12 @@ class Rules:
             )
         if backend != self._backend:
             logger.info("rules go to iptables %s", backend)
-        self._backend, self._links, self._known = backend, frozenset(links), {}
+        self._backend, self._links = backend, frozenset(links)
         for driver, family in FAMILIES.items():
             if elements.get(driver) or family is IPV4:
                 self._refill(family, elements.get(driver) or {})
             else:
+                self._known.pop(driver, None)
                 self._take_off(backend, family)
         for other in backends():
             if other.kind != backend.kind:
@@ -670,8 +670,8 @@ class Rules:
     def is_as_left(self, elements: Elements | None) -> bool:
         """Whether the chains are what this process made of them; given elements: what these make.
 
-        Each second the generation is looked at, and every COMPARE_EVERY_S each chain is compared with what it was. With
-        nf_tables neither is done as long as the kernel says that nobody has changed anything.
+        The generation is looked at each time, and after a while each chain is compared with what it was: at once where there
+        are few. With nf_tables neither is done as long as the kernel says that nobody has changed anything.
         """
         if elements is not None:
             backend = choose()
@@ -688,15 +688,17 @@ class Rules:
             return False
         if self._ruleset is not None and self._ruleset == self._ruleset_now():
             return True
+        if not self._backend.is_there:
+            return False
         if any(not self._has_generation(chains) for chains in self._known.values()):
             return False
-        if time.monotonic() - self._compared_at < COMPARE_EVERY_S:
+        if time.monotonic() - self._compared_at < min(self._comparing_s / _COMPARING_SHARE, _COMPARE_EVERY_S):
             return True
         return self._look()
 
     def _look(self) -> bool:
         """Compare every chain with what it was when last looked at, or with how many rules it has; note what it is."""
-        ruleset = self._ruleset_now()
+        began, ruleset = time.monotonic(), self._ruleset_now()
         self._ruleset = None
         assert self._backend is not None
         for driver, chains in self._known.items():
@@ -711,6 +713,7 @@ class Rules:
                 logger.warning("%s is not as it was: %s", chains.family.ip, ", ".join(sorted(differences)[:5]))
                 return False
         self._compared_at, self._ruleset = time.monotonic(), ruleset
+        self._comparing_s = self._compared_at - began
         return True
 
     def _forget(self, keys: Iterable[tuple[str, str, str]]) -> None:
@@ -734,11 +737,12 @@ class Rules:
         for backend in backends():
             for family in FAMILIES.values():
                 self._take_off(backend, family)
+        if process.find("iptables") is None:
+            _take_off_by_nft()
         self._known, self._seen, self._ruleset = {}, {}, None
         self._file.unlink(missing_ok=True)
 
     def _take_off(self, backend: Backend, family: Family) -> None:
-        self._known.pop(family.driver, None)
         there = Listing.read(save(backend, family))
         if not there.has_ours:
             return
@@ -779,6 +783,26 @@ class Rules:
             return set(json.loads(self._file.read_text()))
         except (OSError, ValueError):
             return set()
+
+
+def _take_off_by_nft() -> None:
+    """Where iptables has gone: to nft its chains are chains, whatever is in them. Raises AgentError IptablesTimeout."""
+    lines: list[str] = []
+    for family in FAMILIES.values():
+        for table in (f"{family.ip} {name}" for name in _JUMPS) if process.find("nft") else ():
+            listed = process.run(["nft", "-a", "list", "table", *table.split()], reason="IptablesTimeout").stdout
+            chain, chains = "", []
+            for line in listed.splitlines():
+                if begin := re.match(r"\tchain (\S+) \{", line):
+                    chain = begin[1]
+                    chains += [chain] if chain.startswith("TIMONEL-") else []
+                elif jump := re.search(r"jump TIMONEL-\S+ # handle ([0-9]+)", line):
+                    lines += [f"delete rule {table} {chain} handle {jump[1]}"] if chain not in chains else []
+            lines += [f"{verb} chain {table} {name}" for verb in ("flush", "delete") for name in chains]
+    if lines:
+        done = process.run(["nft", "-f", "-"], text="\n".join([*lines, ""]), timeout_s=60, reason="IptablesTimeout")
+        if done.returncode:
+            logger.warning("chains TIMONEL-* stay: %s reason=IptablesMissing", process.first_line(done.stderr))
 
 
 def _jump_commands(there: list[str], wanted: Sequence[str]) -> list[str]:

@@ -61,7 +61,7 @@ def test_a_file_of_kubeadms_is_accepted_and_what_does_nothing_is_told():
     assert told == [f"data[config.conf].{key}" for key in ("bindAddress", "clientConnection", "clusterCIDR")]
 
 
-KNOWN_MODES = ", ".join(f'"{mode}"' for mode in kube_proxy.MODES)
+KNOWN_MODES = ", ".join(f'"{mode}"' for mode in sorted(kube_proxy.MODES))
 
 
 @pytest.mark.parametrize(
