@@ -42,8 +42,6 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 _MARK = "0x4000/0x4000"  # of the packet: translated by us
 # Of connections that never come to be; no group has such an id, and hardly anybody else such a mark.
 _TO_REFUSE, _TO_DROP = "0x54494d52", "0x54494d44"
-# Looking at every chain takes so much of the time, or is done so often if that is more.
-_COMPARING_SHARE, _COMPARE_EVERY_S = 1 / 30, 30.0
 _OURS = re.compile(r"-[jg] TIMONEL-\S+")
 
 
@@ -555,6 +553,21 @@ def ruleset_generation() -> int | None:
 # The plane
 
 
+class _Pace:
+    """Of something that is done again and again: it takes at most a thirtieth of the time, or is done every 30 s."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    def note(self, began: float) -> None:
+        """It was done just now."""
+        now = time.monotonic()
+        self._next = now + min(30 * (now - began), 30.0)
+
+
 class Rules:
     """The chains in the kernel, as far as this process knows."""
 
@@ -568,7 +581,7 @@ class Rules:
         self._links: frozenset[str] = frozenset()
         # (driver, table, chain) -> its rules as the tool lists them; of chains without, only their number is known
         self._seen: dict[tuple[str, str, str], str] = {}
-        self._compared_at, self._comparing_s = 0.0, 0.0
+        self._generations, self._comparisons = _Pace(), _Pace()
         self._ruleset: int | None = None  # its generation when everything was found right
 
     # Changing it
@@ -670,8 +683,8 @@ class Rules:
     def is_as_left(self, elements: Elements | None) -> bool:
         """Whether the chains are what this process made of them; given elements: what these make.
 
-        The generation is looked at each time, and after a while each chain is compared with what it was: at once where there
-        are few. With nf_tables neither is done as long as the kernel says that nobody has changed anything.
+        The generation is looked at, and each chain is compared with what it was, as often as their paces allow: where there are
+        few chains, each time. With nf_tables neither is done as long as the kernel says that nobody has changed anything.
         """
         if elements is not None:
             backend = choose()
@@ -690,11 +703,12 @@ class Rules:
             return True
         if not self._backend.is_there:
             return False
-        if any(not self._has_generation(chains) for chains in self._known.values()):
-            return False
-        if time.monotonic() - self._compared_at < min(self._comparing_s / _COMPARING_SHARE, _COMPARE_EVERY_S):
-            return True
-        return self._look()
+        if self._generations.is_due():
+            began = time.monotonic()
+            if not all(self._has_generation(chains) for chains in self._known.values()):
+                return False
+            self._generations.note(began)
+        return self._look() if self._comparisons.is_due() else True
 
     def _look(self) -> bool:
         """Compare every chain with what it was when last looked at, or with how many rules it has; note what it is."""
@@ -712,8 +726,8 @@ class Rules:
             if differences:
                 logger.warning("%s is not as it was: %s", chains.family.ip, ", ".join(sorted(differences)[:5]))
                 return False
-        self._compared_at, self._ruleset = time.monotonic(), ruleset
-        self._comparing_s = self._compared_at - began
+        self._ruleset = ruleset
+        self._comparisons.note(began)
         return True
 
     def _forget(self, keys: Iterable[tuple[str, str, str]]) -> None:
