@@ -192,6 +192,13 @@ def test_a_network_that_iptables_never_saw_is_only_looked_at() -> None:
     assert told == ""
 
 
+@needs_root
+@pytest.mark.parametrize("infix", ["", "-legacy"], ids=["nft", "legacy"])
+def test_a_plane_alone(infix: str) -> None:
+    """Changes by hand are found, others' rules stay where they are, a process takes over from another, nothing is left."""
+    in_an_empty_network(sys.executable, "-m", "tests.agents.iptables_alone", infix)
+
+
 def test_a_refusal_names_the_rule() -> None:
     script = "*nat\n-A TIMONEL-SERVICES -d 10.96.0.1 -m nonsense\nCOMMIT\n"
     said = "# Warning: legacy\niptables-restore v1.8.9: Couldn't load match `nonsense'\n\nError occurred at line: 2\n"

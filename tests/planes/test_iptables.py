@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.agents.test_node import AGENT, eventually
-from tests.planes.scenarios import AFFINE, Scenarios, both, reached
+from tests.agents.test_node import eventually
+from tests.planes.scenarios import AFFINE, Scenarios, reached
 from tests.planes.world import Given, World
 
 pytestmark = [
@@ -53,54 +53,6 @@ class TestIptables(Scenarios):
     def foreign(self, world: World) -> str:
         lines = [line for line in saved(world, self.infix) if "TIMONEL-" not in line]
         return "\n".join(line for line in lines if not line.endswith(" ACCEPT"))  # a table without rules
-
-    @both
-    def test_any_rule_that_is_changed_by_hand_is_found(self, world: World, version: int) -> None:
-        """Not only where the generation stands: one rule less, one that is another, one more, a way in that is gone."""
-        world.send(web=Given({"inside": "ready", "neighbour": "ready"}))
-        tool, before = "iptables" if version == 4 else "ip6tables", self.listing(world)
-        (group,) = {match[1] for line in before if (match := re.search(r"-A (TIMONEL-G-\S+) .* -j DNAT", line))}
-        for command in (
-            f"-t nat -D {group} 3",
-            f"-t nat -R {group} 1 -j MARK --set-xmark 0x8000/0x8000",
-            f"-t nat -I {group} -j RETURN",
-            "-t nat -D OUTPUT -j TIMONEL-SERVICES",
-            "-t filter -F TIMONEL-FILTER",
-            "-t filter -I TIMONEL-FILTER -j RETURN",
-        ):
-            world.node.run([f"{tool}{self.infix}", "-w", *command.split()])
-            assert self.listing(world) != before
-            eventually(lambda: self.listing(world) == before, f"repaired after {command}")
-
-    def test_rules_of_others_stay_and_so_does_their_order(self, world: World) -> None:
-        """A firewall's and a container engine's; and where there was nothing, nothing is left, not even tables."""
-        world.agent.close()
-        world.node.run(["python3", AGENT, "cleanup"])
-        assert saved(world, self.infix) == []
-        foreign = (
-            "*filter\n:DOCKER - [0:0]\n:DOCKER-USER - [0:0]\n:FIREWALL - [0:0]\n-A INPUT -j FIREWALL\n-A FORWARD -j DOCKER-USER\n"
-            "-A FIREWALL -p tcp -m tcp --dport 23 -j DROP\n-A DOCKER-USER -j RETURN\nCOMMIT\n"
-            "*nat\n:DOCKER - [0:0]\n-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
-            "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE\n-A DOCKER -i docker0 -j RETURN\nCOMMIT\n"
-            "*mangle\n-A POSTROUTING -p udp -j MARK --set-xmark 0x10/0x10\nCOMMIT\n"
-        )
-        world.node.run([f"iptables{self.infix}-restore"], input=foreign)
-        before = saved(world, self.infix)
-        try:
-            world.enrol()
-            world.send(web=Given({"inside": "ready"}))
-            assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
-            world.send(web=None)
-            held = [line for line in saved(world, self.infix) if "TIMONEL-" not in line]
-            assert [line for line in held if line.startswith("ip ")] == before
-            world.agent.close()
-            world.node.run(["python3", AGENT, "cleanup"])
-            assert saved(world, self.infix) == before
-        finally:
-            # With the tables: the next test begins with none.
-            for table in ("filter", "nat", "mangle"):
-                world.node.run(["nft", "delete", "table", "ip", table])
-            world.enrol()
 
     def test_a_service_that_the_host_cannot_do_is_left_out_alone(self, world: World) -> None:
         """Without the extension for affinity."""
