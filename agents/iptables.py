@@ -724,7 +724,9 @@ class Rules:
                 if self._seen.setdefault((driver, table, chain), sum_now) != sum_now:
                     differences.append(chain)
             if differences:
-                logger.warning("%s is not as it was: %s", chains.family.ip, ", ".join(sorted(differences)[:5]))
+                logger.warning(
+                    "%stables is not as it was: %s", chains.family.ip, ", ".join(sorted(set(differences))[:5])
+                )
                 return False
         self._ruleset = ruleset
         self._comparisons.note(began)

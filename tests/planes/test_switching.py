@@ -88,6 +88,7 @@ def test_there_and_back_under_load(world: World, mode: Mode) -> None:
             assert report["failed"] == 0, (key, report)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_a_tool_that_is_missing(world: World, mode: Mode) -> None:
     """nftables serves instead and says so, until the tool is there again."""
