@@ -141,7 +141,7 @@ class Node:
         try:
             self._planes.now.commit(changes)
         except AgentError as err:
-            if err.reason in ("NftMissing", "NftTimeout"):
+            if err.reason in ("NftMissing", "NftTimeout", "IptablesTimeout"):
                 raise  # a refill needs it no less
             logger.warning("refilling: %s reason=%s", err.message, err.reason)
             self.repair()
