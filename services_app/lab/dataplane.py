@@ -135,6 +135,7 @@ def add_pods(api: ApiClient, namespace: str, node: Node, container: Container, c
     The others are of a Node that is not enrolled, and somebody else tells their status. All addresses are the container's.
     """
     api.ensure_namespace(namespace)
+    api.apply(f"{CORE}/nodes", {"metadata": {"name": ELSEWHERE}})  # a Pod of no Node is no endpoint
     network, pods = container.address.rpartition(".")[0], f"{CORE}/namespaces/{namespace}/pods"
     for i in range(count):
         address = f"{network}.{FIRST_ADDRESS + i}"
