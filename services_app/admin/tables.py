@@ -232,6 +232,26 @@ class RepairFindingAdmin(ReadOnly):
     ordering = ("service", "reason", "value")
 
 
+@admin.register(models.OwnerReference)
+class OwnerReferenceAdmin(ReadOnly):
+    """What goes with which owner."""
+
+    list_display = ("kind", "namespace", "name", "owner_kind", "owner_name", "blocks")
+    list_filter = ("kind", "owner_kind", "blocks")
+    search_fields = ("=name", "=owner_name")
+    ordering = ("namespace", "kind", "name", "id")
+
+
+@admin.register(models.WaitingOwner)
+class WaitingOwnerAdmin(ReadOnly):
+    """What goes once its dependents are seen to."""
+
+    list_display = ("kind", "namespace", "name", "policy")
+    list_filter = ("kind", "policy")
+    search_fields = ("=name",)
+    ordering = ("namespace", "kind", "name")
+
+
 @admin.register(models.EndpointGroup)
 class EndpointGroupAdmin(OfService):
     """The numbers by which nodes know Service ports."""
