@@ -640,6 +640,7 @@ class Tables:
         return True
 
     def _send(self, script: str) -> None:
+        before = netlink.ruleset_generation()
         try:
             self._run(script, self.timeout_s + len(script) / 1e6)
         except NftRefused:
@@ -647,6 +648,12 @@ class Tables:
         except AgentError:
             self._known = {}  # a killed nft may have committed or not
             raise
+        if (
+            before is not None
+            and before == self._looked_at
+            and netlink.ruleset_generation() == (before + 1) % (1 << 32)
+        ):
+            self._looked_at = (before + 1) % (1 << 32)  # one commit since the last look, and it was this
 
 
 def expected_sums(elements: Elements) -> dict[str, int]:

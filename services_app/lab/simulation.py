@@ -88,7 +88,7 @@ class Plant:
     nodes: int
     workers: int = 1
     threads: int = 32
-    database_processors: int = 4
+    database_processors: int = 8
     processors: int | None = None
     asks: bool = True
 

@@ -15,6 +15,7 @@ COUNTED = """
 import subprocess
 import json
 from agents import netlink, nftables
+from agents.state import Change
 
 def run(*command):
     subprocess.run(["nft", *command], check=True, capture_output=True)
@@ -32,6 +33,11 @@ nftables.Tables._are_expected = lambda self, sums: looks.append(1) or expected(s
 found = [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
 run("add", "table", "ip", "x")
 found += [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
+tables.commit({"nft4": Change({}, {"cluster_ips 10.96.0.1": ""})})
+found += [tables.is_as_left(None), len(looks)]
+run("add", "table", "ip", "y")
+tables.commit({"nft4": Change({"cluster_ips 10.96.0.1": ""}, {})})
+found += [tables.is_as_left(None), len(looks)]
 run("flush", "set", "ip", "timonel", "generation")
 found += [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
 print(json.dumps([counts, found]))
@@ -47,7 +53,7 @@ def test_the_tables_are_looked_at_again_after_somebodys_commit():
     counts, found = json.loads(done.stdout)
     first = counts[0]
     assert counts == [first, first, first + 1, first + 1, first + 2]
-    assert found == [True, True, 1, True, True, 2, False, False, 4]
+    assert found == [True, True, 1, True, True, 2, True, 2, True, 3, False, False, 5]
 
 
 def test_what_is_no_answer_is_no_generation():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from services_app.lab.simulation import Costs, Plant, Simulation
+from services_app.lab.simulation import Costs, Plant, Recording, Simulation, simulate, workers_needed
 
 FREE = Costs(
     wake_ms=0,
@@ -58,3 +58,25 @@ def test_asking_nodes_all_the_time_takes_its_share_of_the_worker():
     pushing, asking = 20 * 500 * 0.001 / (sum(times) + 20 * 0.5), 500 * 0.002 / 5.5
     assert simulation.busy["worker"] == pytest.approx(pushing + asking, rel=0.05)
     assert sum(times) / 20 == pytest.approx(0.5 / (1 - asking), rel=0.15)
+
+
+def test_it_says_of_the_recorded_nodes_what_was_measured():
+    recording = Recording.read()
+    assert recording.nodes == 200
+    assert simulate(recording.plant, recording.costs, 20).p50_s * 1000 == pytest.approx(recording.p50_ms, rel=0.15)
+
+
+def test_the_fewest_workers_are_found():
+    costs = replace(FREE, worker_cpu_ms=10)
+    plant = Plant(nodes=1000, asks=False)
+    needed = workers_needed(plant, costs, 2)
+    assert needed
+    assert simulate(replace(plant, workers=needed), costs).p99_s <= 2
+    assert simulate(replace(plant, workers=needed - 1), costs).p99_s > 2
+    assert workers_needed(plant, replace(costs, wake_ms=3000), 2) is None
+
+
+def test_a_recording_is_read_as_it_was_written(tmp_path):
+    recording = Recording(replace(FREE, node_ms=(1.5, 2.0)), 12, 2, 84.0)
+    recording.write(tmp_path / "costs.json")
+    assert Recording.read(tmp_path / "costs.json") == recording
