@@ -6,6 +6,7 @@ An area measures a running cluster; AREAS is all there is to add one.
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ SIZES = (10, 1000)
 PRESENT = 10_000
 WATCHERS, WATCHED_CHANGES = 1000, 50
 SIMULATED_NODES, LOADS = 500, 100
+REST_S = 3.0  # until an agent rests after a push
 MODES = ("nftables",)  # in which connections are measured
 FANOUT_NODES, FANOUT_CHANGES = 200, 50
 SIMULATED = 5000  # nodes
@@ -127,6 +129,7 @@ def one_node(cluster: Cluster, say: Say) -> list[Figure]:
         with dataplane.watched_memory(node) as peak:
             held.push()
         held.settle()
+        time.sleep(REST_S)
         figures += [
             Figure("agent.rss_mib.rest", round(dataplane.resident_mib(held.agent_pid())), 100),
             Figure("agent.rss_mib.loading", round(peak[0]), 400),
