@@ -17,8 +17,6 @@ import hashlib
 import json
 import logging
 import re
-import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,10 +25,10 @@ from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from agents import process
+from agents import netlink, process
 from agents.errors import AgentError, Refused
 from agents.nftables import elements_sum
-from agents.state import Change
+from agents.state import Change, Element, Refusal
 from agents.view import Frontend, View
 
 logger = logging.getLogger(__name__)
@@ -156,6 +154,8 @@ def _sample(family: Family, affinity: str = "lb_2") -> dict[str, str]:
         "groups 0x00000001": f"goto {affinity}",
         "slots 0x00000001 . 0": f"{address} . 80",
         "slots 0x00000001 . 1": f"{address} . 81",
+        "pick 0x00000001 . 0": "0",
+        "pick 0x00000001 . 1": "1",
         "groups 0x00000002": "goto refuse",
         f"source_ranges 0x60000001 . {network}": "",
         "to_cluster 0x60000001": "0x00000001",
@@ -163,7 +163,17 @@ def _sample(family: Family, affinity: str = "lb_2") -> dict[str, str]:
         f"pod_cidrs {network}": "",
         f"cluster_ips {address}": "",
         f"without_node_ports {network}": "",
+        f"masquerade_all {network}": "",
     }
+
+
+def judge(resources: Mapping[Element, str]) -> Refusal | None:
+    """Why an owner cannot be served by rules: nothing of iptables makes an endpoint's number of a client's address."""
+    if any(key.startswith("groups ") and value.startswith("goto hash_") for (_, key), value in resources.items()):
+        return Refusal(
+            "SourceHashUnsupported", "mode iptables cannot choose by the client's address: use sessionAffinity"
+        )
+    return None
 
 
 # Chains
@@ -262,6 +272,8 @@ class Chains:
             chains.add(_LOCAL)
         if "without_node_ports" in touched.sets:
             chains.add(_NODE_PORTS)
+        if "masquerade_all" in touched.sets:
+            chains.add(_POSTROUTING)
         return chains
 
     def _lead(self, pair: tuple[str, str]) -> set[str]:
@@ -327,18 +339,21 @@ class Chains:
             return ["-j TIMONEL-REFUSE" if group.verdict == "refuse" else "-j TIMONEL-DROP"]
         rules = [f"-j MARK --set-xmark {_MARK}", f"-j CONNMARK --set-xmark {number}/0xffffffff"]
         drawn = []
-        left = len(group.endpoints)
-        for address, port in group.endpoints:
+        weights = Counter(group.endpoints)
+        left = sum(weights.values())
+        for endpoint in dict.fromkeys((*weights, *(group.kept if group.affinity_s is not None else ()))):
+            address, port = endpoint
             target = f"{address}:{port}" if self.family is IPV4 else f"[{address}]:{port}"
-            draw = f"-m statistic --mode random --probability {1 / left:.11f} " if left > 1 else ""
-            left -= 1
             remember = ""
             if group.affinity_s is not None:
                 clients = f"--name {self.family.recent}-{number[2:]}-{address}-{port} --rsource"
                 remember = f"-m recent --set {clients} "
                 again = f"-m recent --update --seconds {group.affinity_s} --reap {clients}"
                 rules.append(f"-p {protocol} {again} -j DNAT --to-destination {target}")
-            drawn.append(f"-p {protocol} {draw}{remember}-j DNAT --to-destination {target}")
+            if weight := weights[endpoint]:
+                share = f"-m statistic --mode random --probability {weight / left:.11f} " if weight < left else ""
+                drawn.append(f"-p {protocol} {share}{remember}-j DNAT --to-destination {target}")
+                left -= weight
         return rules + drawn
 
     def _fixed_rules(self, chain: str) -> list[str]:
@@ -367,11 +382,13 @@ class Chains:
                 rules.append(f"-s {address} -d {address} -j MASQUERADE --random-fully")
                 rules.append(f"-d {address} -j RETURN")
             return [*rules, "-m addrtype ! --src-type LOCAL --limit-iface-out -j MASQUERADE --random-fully"]
+        hidden = sorted(self._view.sets["masquerade_all"])
         return [
             f"-m mark ! --mark {_MARK} -j RETURN",
             "-j MARK --set-xmark 0x4000/0x0",
             # From the host to itself: nothing to translate, and by that link its own address does not look local.
             "-o lo -j RETURN",
+            *(f"-m conntrack --ctorigdst {network} -j MASQUERADE --random-fully" for network in hidden),
             f"-j {_LINKS}",
             f"-j {_LOCAL}",
         ]
@@ -530,24 +547,6 @@ def _objection(backend: Backend, family: Family, script: str, timeout_s: float) 
     except Refused as err:
         return err.message
     return ""
-
-
-def ruleset_generation() -> int | None:
-    """nf_tables' own number, another one after each change by anybody; None where it is not told. No process is started."""
-    # nlmsghdr (NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN; NLM_F_REQUEST) and nfgenmsg; see linux/netfilter/nf_tables.h
-    request = struct.pack("=IHHII", 20, 10 << 8 | 16, 1, 1, 0) + struct.pack("=BBH", 0, 0, 0)
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as kernel:
-            kernel.settimeout(1)
-            kernel.send(request)
-            answer = kernel.recv(4096)
-    except OSError:
-        return None
-    # nlmsghdr, nfgenmsg, then the attribute NFTA_GEN_ID: length, type, number
-    if len(answer) < 28 or struct.unpack_from("=H", answer, 4)[0] != 10 << 8 | 15:
-        return None
-    length, kind, number = struct.unpack_from("=HH", answer, 20) + struct.unpack_from(">I", answer, 24)
-    return int(number) if (length, kind) == (8, 1) else None
 
 
 # The plane
@@ -738,7 +737,7 @@ class Rules:
             self._seen.pop(key, None)
 
     def _ruleset_now(self) -> int | None:
-        return ruleset_generation() if self._backend is not None and self._backend.kind == "nft" else None
+        return netlink.ruleset_generation() if self._backend is not None and self._backend.kind == "nft" else None
 
     def _has_generation(self, chains: Chains) -> bool:
         assert self._backend is not None

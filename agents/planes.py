@@ -73,7 +73,7 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
-    "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks),
+    "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks, iptables.judge),
 }
 
 

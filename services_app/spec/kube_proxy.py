@@ -23,9 +23,22 @@ API_VERSION, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 PRIMARY = "primary"
 MODES = ("nftables", "iptables")
 # What something is done about; the rest is read and judged, so that a file of kubeadm's may be used as it is.
-EFFECTIVE = ("apiVersion", "kind", "conntrack", "healthzBindAddress", "mode", "nftables", "nodePortAddresses")
+EFFECTIVE = (
+    "apiVersion",
+    "kind",
+    "conntrack",
+    "healthzBindAddress",
+    "iptables",
+    "mode",
+    "nftables",
+    "nodePortAddresses",
+)
 IDLE_PARTS = (
     ("conntrack", "max"),
+    ("iptables", "localhostNodePorts"),
+    ("iptables", "masqueradeBit"),
+    ("iptables", "minSyncPeriod"),
+    ("iptables", "syncPeriod"),
     ("nftables", "masqueradeBit"),
     ("nftables", "minSyncPeriod"),
     ("nftables", "syncPeriod"),
@@ -121,12 +134,14 @@ def configuration(config_map: Document | None, node: Document | None) -> Configu
     for text in (((config_map or {}).get("data") or {}).get(KEY), of_node(node)):
         if text is not None and not _validate(text, "", is_whole=False):
             fields |= {key: value for key, value in _read(text)[0].items() if value is not None}
+    mode = fields.get("mode") or MODES[0]
     return Configuration(
-        fields.get("mode") or MODES[0],
+        mode,
         tuple(fields.get("nodePortAddresses") or ()),
         _conntrack(fields.get("conntrack") or {}),
         _canonical_listener(fields.get("healthzBindAddress") or ""),
-        bool((fields.get("nftables") or {}).get("masqueradeAll")),
+        # As kube-proxy, which has this field for two modes only.
+        bool((fields.get("nftables" if mode == "nftables" else "iptables") or {}).get("masqueradeAll")),
     )
 
 

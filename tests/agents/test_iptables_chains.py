@@ -47,6 +47,8 @@ def elements(family: Family) -> dict[str, str]:
         f"groups {GROUPS[1]}": "goto aff_600_2",
         f"slots {GROUPS[1]} . 17": f"{to['a']} . 53",
         f"slots {GROUPS[1]} . 23": f"{to['b']} . 53",
+        f"pick {GROUPS[1]} . 0": "17",
+        f"pick {GROUPS[1]} . 1": "23",
         f"groups {GROUPS[2]}": "drop",
         f"groups {GROUPS[3]}": "goto refuse",
         "to_cluster 0x40000003": GROUPS[0],
@@ -55,6 +57,7 @@ def elements(family: Family) -> dict[str, str]:
         f"local_endpoints {to['a']}": "",
         f"pod_cidrs {to['b']}/{whole}": "",
         f"without_node_ports {to['external']}/{whole}": "",
+        f"masquerade_all {to['vip']}/{whole}": "",
     }
 
 
@@ -95,6 +98,8 @@ def random_element(choice: random.Random, family: Family) -> tuple[str, str]:
             (f"cluster_ips {address}", ""),
             (f"groups {group}", choice.choice(["goto lb_2", "goto aff_10_2", "goto refuse", "drop"])),
             (f"slots {group} . {choice.randrange(3)}", f"{address} . 80"),
+            (f"pick {group} . {choice.randrange(2)}", str(choice.randrange(1, 3))),
+            (f"masquerade_all {network}", ""),
             (f"to_cluster {mark}", choice.choice(GROUPS)),
             (f"source_ranges {mark} . {network}", ""),
             (f"pod_cidrs {network}", ""),
@@ -135,6 +140,31 @@ def test_chains_after_many_changes_are_those_of_the_elements_alone(family: Famil
             if "-j TIMONEL-" in rule
         }
         assert {f"TIMONEL-{name}" for name in led} <= written.keys()
+
+
+def test_shares_follow_weights_and_weight_0_keeps_its_clients() -> None:
+    """Two slots of three, one of three; and with affinity an endpoint that is never drawn."""
+    shared = {f"groups {GROUPS[0]}": "goto lb_3", "frontends 192.0.2.1 . tcp . 80": GROUPS[0]}
+    shared |= {f"slots {GROUPS[0]} . {slot}": f"192.0.2.{11 if slot < 2 else 12} . 80" for slot in range(3)}
+    rules = Chains(IPV4, shared, ()).all()["TIMONEL-G-00000001-tcp"]
+    assert [rule.partition("-p tcp ")[2] for rule in rules[2:]] == [
+        "-m statistic --mode random --probability 0.66666666667 -j DNAT --to-destination 192.0.2.11:80",
+        "-j DNAT --to-destination 192.0.2.12:80",
+    ]
+    kept = {**shared, f"groups {GROUPS[0]}": "goto aff_10_1", f"slots {GROUPS[0]} . 7": "192.0.2.13 . 80"}
+    kept |= {f"pick {GROUPS[0]} . 0": "7"}
+    rules = Chains(IPV4, kept, ()).all()["TIMONEL-G-00000001-tcp"]
+    assert sum("--update --seconds 10" in rule for rule in rules) == 3
+    assert [rule for rule in rules if "--set " in rule] == [
+        "-p tcp -m recent --set --name timonel4-00000001-192.0.2.13-80 --rsource -j DNAT --to-destination 192.0.2.13:80"
+    ]
+
+
+def test_what_rules_cannot_do_is_refused_before() -> None:
+    refusal = iptables.judge({("nft4", f"groups {GROUPS[0]}"): "goto hash_1024", ("dns", "web. A 10.96.0.1"): "5"})
+    assert refusal is not None
+    assert refusal.reason == "SourceHashUnsupported"
+    assert iptables.judge({("nft4", f"groups {GROUPS[0]}"): "goto lb_1024"}) is None
 
 
 def test_a_change_writes_only_the_chains_it_touches() -> None:

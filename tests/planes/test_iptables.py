@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.agents.test_node import eventually
-from tests.planes.scenarios import AFFINE, Scenarios, reached
+from tests.planes.scenarios import AFFINE, Scenarios, both, reached
 from tests.planes.world import Given, World
 
 pytestmark = [
@@ -54,6 +54,16 @@ class TestIptables(Scenarios):
         lines = [line for line in saved(world, self.infix) if "TIMONEL-" not in line]
         return "\n".join(line for line in lines if not line.endswith(" ACCEPT"))  # a table without rules
 
+    @both
+    def test_masquerade_all_hides_every_client(self, world: World, version: int) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        way, client = world.way("web", "cluster ip", version), world.places["other"]
+        assert client.ask(*way)["client"] == world.own("other", version)
+        world.configure(self.mode, masquerade_all=True)
+        assert client.ask(*way)["client"] != world.own("other", version)
+        world.configure(self.mode)
+        assert client.ask(*way)["client"] == world.own("other", version)
+
     def test_a_service_that_the_host_cannot_do_is_left_out_alone(self, world: World) -> None:
         """Without the extension for affinity."""
         (library,) = world.node.run(["sh", "-c", "ls /usr/lib/*/xtables/libxt_recent.so"]).stdout.split()
@@ -93,7 +103,8 @@ class TestIptablesLegacy:
     wait_for_repair = TestIptables.wait_for_repair
 
     @pytest.fixture(scope="class")
-    def world(self) -> Iterator[World]:
+    @classmethod
+    def world(cls) -> Iterator[World]:
         with World("nftables") as world:
             world.node.run(["iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "23", "-j", "DROP"])
             world.configure("iptables")

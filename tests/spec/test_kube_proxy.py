@@ -148,6 +148,13 @@ def test_a_part_of_a_field_that_does_nothing_is_told():
     assert kube_proxy.configuration(None, a_node(text)).masquerade_all
 
 
+@pytest.mark.parametrize(("mode", "wanted"), [("nftables", False), ("iptables", True)])
+def test_rules_are_set_up_by_the_part_of_their_mode(mode, wanted):
+    text = f"{{mode: {mode}, iptables: {{masqueradeAll: true}}}}"
+    assert kube_proxy.node_warnings(None, a_node(text)) == []
+    assert kube_proxy.configuration(None, a_node(text)).masquerade_all == wanted
+
+
 @pytest.mark.parametrize(
     ("text", "field", "words"),
     [
