@@ -129,7 +129,7 @@ def let_bridges_turn_back() -> None:
     Where they do not, the kernel turns the packet back inside the bridge, which a port does only in hairpin mode. As
     kubelet, set it on the ports of containers and never on those of real links. Raises AgentError HostFailed.
     """
-    if "1" not in (_sysctl("net/bridge/bridge-nf-call-iptables"), _sysctl("net/bridge/bridge-nf-call-ip6tables")):
+    if "1" not in (setting("net/bridge/bridge-nf-call-iptables"), setting("net/bridge/bridge-nf-call-ip6tables")):
         return
     for link in json.loads(_ip("-j", "-d", "link", "show", "type", "veth") or "[]"):
         port = link.get("linkinfo", {})
@@ -178,7 +178,7 @@ class Before:
 
     def set(self, name: str, value: str) -> None:
         """Give a setting (a path below /proc/sys) a value; what it was first is noted. Raises AgentError HostFailed."""
-        old = _sysctl(name)
+        old = setting(name)
         if old == value:
             return
         noted = self._read()
@@ -200,7 +200,7 @@ class Before:
         given = [name for name in names if name in noted]
         for name in given:
             old, ours = noted.pop(name)
-            if _sysctl(name) == ours:
+            if setting(name) == ours:
                 try:
                     (_SYSCTL / name).write_text(f"{old}\n")
                 except OSError as err:
@@ -220,7 +220,7 @@ class Before:
             return {}
 
 
-def _sysctl(name: str) -> str | None:
+def setting(name: str) -> str | None:
     """A kernel setting's value, None when there is no such setting."""
     try:
         return (_SYSCTL / name).read_text().strip()
@@ -238,9 +238,9 @@ def settle(elements: Mapping[str, str], before: Before) -> None:
     before.set(FORWARDING[4], "1")
     _settle_conntrack(elements, before)
     _settle_routes(4, networks[4], ["dev", "lo", *(["src", addresses[4]] if is_own(addresses[4]) else [])])
-    if _sysctl(FORWARDING[6]) is None:
+    if setting(FORWARDING[6]) is None:
         return  # a host without IPv6
-    if networks[6] and _sysctl(FORWARDING[6]) != "1":
+    if networks[6] and setting(FORWARDING[6]) != "1":
         _keep_router_advertisements(before)
         before.set(FORWARDING[6], "1")
     # Unlike IPv4's, IPv6 routes by way of lo reject: the range is said to be on the link of the node's address, where
@@ -264,7 +264,7 @@ def _keep_router_advertisements(before: Before) -> None:
     """A host that forwards ignores them where accept_ra is 1, and would lose its default route some minutes later."""
     for path in sorted((_SYSCTL / "net/ipv6/conf").glob("*/accept_ra")):
         name = path.parent.name
-        if name not in ("all", "default", "lo") and _sysctl(f"net/ipv6/conf/{name}/accept_ra") == "1":
+        if name not in ("all", "default", "lo") and setting(f"net/ipv6/conf/{name}/accept_ra") == "1":
             before.set(f"net/ipv6/conf/{name}/accept_ra", "2")
 
 
@@ -295,18 +295,18 @@ def _settle_conntrack(elements: Mapping[str, str], before: Before) -> None:
     for name, value in wanted.items():
         if _is_writable(name):
             before.set(name, value)
-        elif _sysctl(name) not in (None, value):
+        elif setting(name) not in (None, value):
             logger.warning("cannot set %s to %s: it is read-only here reason=ConntrackNotSized", name, value)
 
 
 def conntrack_problem(elements: Mapping[str, str]) -> Problem | None:
     """What of conntrack's size and timeouts this host does not let be set."""
     wanted = conntrack.settings(elements)
-    left = [name for name, value in wanted.items() if _sysctl(name) != value and not _is_writable(name)]
+    left = [name for name, value in wanted.items() if setting(name) != value and not _is_writable(name)]
     if not left:
         return None
     message = "; ".join(
-        f"{name} is {_sysctl(name) or 'missing'}, not {wanted[name]}, and read-only here" for name in left
+        f"{name} is {setting(name) or 'missing'}, not {wanted[name]}, and read-only here" for name in left
     )
     return {"reason": "ConntrackNotSized", "message": message, "blocking": False}
 
@@ -323,13 +323,13 @@ def is_settled(elements: Mapping[str, str]) -> bool:
     listen = elements.get("dns-listen")
     if listen and not is_own(listen):
         return False
-    if any(_sysctl(name) != value and _is_writable(name) for name, value in conntrack.settings(elements).items()):
+    if any(setting(name) != value and _is_writable(name) for name, value in conntrack.settings(elements).items()):
         return False
     networks, addresses = _networks(elements), _node_addresses(elements)
     for version in (4, 6):
-        if _sysctl(FORWARDING[version]) is None or (version == 6 and not networks[6]):
+        if setting(FORWARDING[version]) is None or (version == 6 and not networks[6]):
             continue
-        if _sysctl(FORWARDING[version]) != "1":
+        if setting(FORWARDING[version]) != "1":
             return False
         if is_own(addresses[version]):
             sources = {_source_to(str(ip_network(network).network_address)) for network in networks[version]}

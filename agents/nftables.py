@@ -72,10 +72,30 @@ class Family:
     node_port_address: str  # a match that leaves out own addresses without node ports
     affinity: str  # the map of remembered clients: its key and data
     client: str  # a client in that key
+    name: str = "timonel"
 
     @property
     def table(self) -> str:
-        return f"{self.ip} timonel"
+        return f"{self.ip} {self.name}"
+
+    @property
+    def derived(self) -> dict[str, tuple[str, str]]:
+        """Container -> a set that follows it, and its elements in terms of the container's."""
+        return {"local_endpoints": ("hairpin", "{0} . {0}")}
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """The declarations of sets that packets fill."""
+        return (f"map affinity {{ {self.affinity}; size 1048576; flags dynamic,timeout; }}",)
+
+    @property
+    def fixed_chains(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Chain -> (its hook, its rules)."""
+        return _fixed_chains(self)
+
+    def chain_rules(self, chain: str) -> tuple[str, ...]:
+        """The rules of a shared chain by its name: what `groups` lead to."""
+        return _chain_rules(self, chain)
 
     @property
     def sets(self) -> dict[str, str]:
@@ -270,10 +290,9 @@ def _in_order(chains: Iterable[str]) -> list[str]:
 def skeleton(family: Family, extra_chains: Iterable[str] = ()) -> str:
     """Everything but elements: sets, chains and rules, loadable over an empty kernel and over an older self."""
     shared = [*(f"lb_{n}" for n in range(1, READY_CHAINS + 1)), *_in_order(extra_chains)]
-    chains = {**{name: ("", _chain_rules(family, name)) for name in shared}, **_fixed_chains(family)}
-    affinity = f"map affinity {{ {family.affinity}; size 1048576; flags dynamic,timeout; }}"
+    chains = {**{name: ("", family.chain_rules(name)) for name in shared}, **family.fixed_chains}
     lines = [f"table {family.table} {{"]
-    lines += [f"\t{text}" for text in (*family.sets.values(), affinity)]
+    lines += [f"\t{text}" for text in (*family.sets.values(), *family.remembered)]
     lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
     lines.append("}")
     lines += [f"flush chain {family.table} {name}" for name in chains]
@@ -340,7 +359,7 @@ def _group_of(mark: str) -> int:
 
 def _is_address(family: Family, text: str) -> bool:
     """Of one that has the family's pattern. Two spellings of an element would be one element given twice."""
-    if family is IPV4:
+    if family.ip == "ip":
         return True
     try:
         # The C library is twenty times as fast; the few it spells in another way (::1.2.3.4) are looked at again.
@@ -353,7 +372,7 @@ def _is_address(family: Family, text: str) -> bool:
 
 def _is_network(family: Family, text: str) -> bool:
     try:
-        return str(IPv4Network(text) if family is IPV4 else IPv6Network(text)) == text
+        return str(IPv4Network(text) if family.ip == "ip" else IPv6Network(text)) == text
     except ValueError:
         return False
 
@@ -382,11 +401,12 @@ def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) ->
     for key, value in elements.items():
         container, element, data = spell(family, key, value)
         texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
-        if container == "local_endpoints":
-            texts.setdefault("hairpin", []).append(f"{element} . {element}")
+        if container in family.derived:
+            name, spelled = family.derived[container]
+            texts.setdefault(name, []).append(spelled.format(element))
     return [
         f"{verb} element {family.table} {container} {{ {', '.join(texts[container])} }}"
-        for container in (*CONTAINERS, "hairpin")
+        for container in (*CONTAINERS, *(name for name, _ in family.derived.values()))
         if container in texts
     ]
 
@@ -422,7 +442,7 @@ def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[s
 
 def _chain_commands(family: Family, name: str) -> list[str]:
     chain = f"{family.table} {name}"
-    rules = _chain_rules(family, name)
+    rules = family.chain_rules(name)
     return [f"add chain {chain}", f"flush chain {chain}", *(f"add rule {chain} {rule}" for rule in rules)]
 
 
@@ -492,8 +512,9 @@ class Tables:
         run: Callable[[str, float], None] = run_nft,
         check: Callable[[str, float], None] = check_nft,
         timeout_s: float = 10.0,
+        families: Mapping[str, Family] = FAMILIES,
     ) -> None:
-        self._run, self._check = run, check
+        self._run, self._check, self._families = run, check, families
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
         self._looked_at: int | None = None  # the kernel's generation when the tables were found as left
@@ -511,7 +532,7 @@ class Tables:
         """
         scripts: list[str] = []
         then: dict[str, _Known] = {}
-        for driver, family in FAMILIES.items():
+        for driver, family in self._families.items():
             change = changes.get(driver)
             if not change:
                 continue
@@ -533,9 +554,9 @@ class Tables:
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make the tables exactly this; established connections go on. O(everything)."""
         links = frozenset(links)
-        for driver, family in FAMILIES.items():
+        for driver, family in self._families.items():
             held = elements.get(driver) or {}
-            if not held and family is not IPV4:
+            if not held and family.ip != "ip":
                 self._known.pop(driver, None)
                 self._delete(family)
                 continue
@@ -560,8 +581,8 @@ class Tables:
         links = frozenset(links)
         script = "".join(
             refill_script(family, held, links)
-            for driver, family in FAMILIES.items()
-            if (held := elements.get(driver) or {}) or family is IPV4
+            for driver, family in self._families.items()
+            if (held := elements.get(driver) or {}) or family.ip == "ip"
         )
         try:
             self._check(script, self.timeout_s + len(script) / 1e6)
@@ -574,8 +595,8 @@ class Tables:
         links = frozenset(links)
         lines: list[str] = []
         then: dict[str, _Known] = {}
-        for driver in expected_sums(elements):
-            family, held = FAMILIES[driver], elements.get(driver) or {}
+        for driver in self._expected_sums(elements):
+            family, held = self._families[driver], elements.get(driver) or {}
             lines += [f"flush set {family.table} same_link", *_link_commands(family, "add", links)]
             then[driver] = _Known(elements_sum(held), chains_of(held))
         self._send("\n".join(lines) + "\n")
@@ -583,7 +604,7 @@ class Tables:
 
     def delete(self) -> None:
         """Take the tables out of the kernel. For good: see the head of this file."""
-        for family in FAMILIES.values():
+        for family in self._families.values():
             self._delete(family)
         self._known = {}
 
@@ -601,7 +622,9 @@ class Tables:
             return False
         lines: list[str] = []
         for driver in self._known:
-            lines += _link_commands(FAMILIES[driver], "delete", gone) + _link_commands(FAMILIES[driver], "add", new)
+            lines += _link_commands(self._families[driver], "delete", gone) + _link_commands(
+                self._families[driver], "add", new
+            )
         self._send("\n".join(lines) + "\n")
         self.links = links
         return True
@@ -609,7 +632,7 @@ class Tables:
     def is_as_left(self, elements: Elements | None) -> bool:
         """Whether the tables are what this process made of them; given elements: what these make."""
         if elements is not None:
-            return self._are_expected(expected_sums(elements))
+            return self._are_expected(self._expected_sums(elements))
         generation = netlink.ruleset_generation()
         if self._known and generation is not None and generation == self._looked_at:
             return True  # nobody has committed anything since, this process included
@@ -622,7 +645,8 @@ class Tables:
         if process.find("nft") is None:
             return []
         tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
-        return [line for line in tables if line.split()[-1:] == ["timonel"]]
+        ours = {family.table for family in self._families.values()}
+        return [line for line in tables if line.removeprefix("table ") in ours]
 
     def _are_expected(self, sums: Mapping[str, int]) -> bool:
         """Whether each driver's table carries the generation of its sum. Raises NftMissing, NftTimeout."""
@@ -631,7 +655,7 @@ class Tables:
                 "NftMissing", "cannot read the kernel's table: nft is not installed. Install the package nftables"
             )
         for driver, wanted in sums.items():
-            family = FAMILIES[driver]
+            family = self._families[driver]
             # One process each: nft 1.0.6 finds only the last of two sets it is asked to list.
             command = ["nft", "list", "set", *family.table.split(), "generation"]
             done = process.run(command, timeout_s=self.timeout_s, reason="NftTimeout")
@@ -655,11 +679,10 @@ class Tables:
         ):
             self._looked_at = (before + 1) % (1 << 32)  # one commit since the last look, and it was this
 
-
-def expected_sums(elements: Elements) -> dict[str, int]:
-    """Driver -> sum, of every table that must be there for these elements."""
-    return {
-        driver: elements_sum(held)
-        for driver, family in FAMILIES.items()
-        if (held := elements.get(driver) or {}) or family is IPV4
-    }
+    def _expected_sums(self, elements: Elements) -> dict[str, int]:
+        """Driver -> sum, of every table that must be there for these elements."""
+        return {
+            driver: elements_sum(held)
+            for driver, family in self._families.items()
+            if (held := elements.get(driver) or {}) or family.ip == "ip"
+        }

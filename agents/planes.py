@@ -1,8 +1,8 @@
 """The data planes: ways to make a node's kernel do what the elements say. One of them is in force at a time.
 
-All take the same elements (drivers "nft4" and "nft6", see docs/data-plane.md): a node's mode changes none of its
-Services' resources. Which is wanted stands in the base as ("host", "mode", NAME); where a host cannot, the next one in
-FALLBACKS serves instead, and the control plane is told.
+All take the same elements (drivers "nft4" and "nft6", see docs/data-plane.md, and "ipvs" for schedulers): a node's mode
+changes none of its Services' resources. Which is wanted stands in the base as ("host", "mode", NAME); where a host cannot,
+the next one in FALLBACKS serves instead, and the control plane is told.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from agents import iptables, nftables
+from agents import iptables, ipvs, nftables
 from agents.errors import AgentError
 from agents.state import Change, Element, Refusal
 
@@ -74,6 +74,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
     "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks, iptables.judge),
+    "ipvs": Kind(lambda directory, run_directory: ipvs.Servers(directory), ipvs.lacks),
 }
 
 

@@ -99,7 +99,7 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
         return Rendered()
     elements = nftables.render_routes(plan_routes(state.service, state.slices, state.groups))
     names = dns.render_records(plan_records(state.service, state.slices, cluster.domain, cluster.pod_cidrs))
-    shared, local, elsewhere = (*elements.shared, *names), elements.local, elements.elsewhere
+    shared, local, elsewhere = (*elements.shared, *names, *_scheduler(state)), elements.local, elements.elsewhere
     check = plan_health_check(state.service, state.slices)
     if check is None:
         return Rendered(shared, local, elsewhere, elements.nearby)
@@ -114,6 +114,12 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
         (*elsewhere, answer("")),
         elements.nearby,
     )
+
+
+def _scheduler(state: OwnerState) -> Iterable[Resource]:
+    """How IPVS draws the endpoints of each group, if the Service chooses."""
+    chosen = kube_proxy.ipvs_scheduler(state.service or {"metadata": {}})
+    return [("ipvs", f"scheduler 0x{group:08x}", chosen) for group in sorted(state.groups.values()) if chosen]
 
 
 def render_base(
@@ -138,7 +144,8 @@ def render_base(
     hidden = [(nftables.DRIVERS[cidr.version], f"masquerade_all {cidr}", "") for cidr in ranges]
     fitness = "leaving" if network.is_leaving else "eligible"
     healthz = [("health", f"healthz {configuration.healthz}", fitness)] if configuration.healthz else []
-    return [*(("host", key, value) for key, value in host), *pods, *closed, *hidden, *healthz]
+    scheduler = [("ipvs", "scheduler", configuration.ipvs_scheduler)] if configuration.ipvs_scheduler else []
+    return [*(("host", key, value) for key, value in host), *pods, *closed, *hidden, *healthz, *scheduler]
 
 
 def reverse_zones(cidrs: Iterable[IPv4Network | IPv6Network]) -> list[str]:

@@ -21,7 +21,9 @@ NAMESPACE, NAME, KEY = "kube-system", "kube-proxy", "config.conf"
 ANNOTATION = "timonel.io/kube-proxy-configuration"
 API_VERSION, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 PRIMARY = "primary"
-MODES = ("nftables", "iptables")
+MODES = ("nftables", "iptables", "ipvs")
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh")  # of IPVS
+SCHEDULER_ANNOTATION = "timonel.io/ipvs-scheduler"  # of a Service
 # What something is done about; the rest is read and judged, so that a file of kubeadm's may be used as it is.
 EFFECTIVE = (
     "apiVersion",
@@ -29,6 +31,7 @@ EFFECTIVE = (
     "conntrack",
     "healthzBindAddress",
     "iptables",
+    "ipvs",
     "mode",
     "nftables",
     "nodePortAddresses",
@@ -39,6 +42,8 @@ IDLE_PARTS = (
     ("iptables", "masqueradeBit"),
     ("iptables", "minSyncPeriod"),
     ("iptables", "syncPeriod"),
+    *(("ipvs", part) for part in ("excludeCIDRs", "minSyncPeriod", "strictARP", "syncPeriod")),
+    *(("ipvs", part) for part in ("tcpFinTimeout", "tcpTimeout", "udpTimeout")),
     ("nftables", "masqueradeBit"),
     ("nftables", "minSyncPeriod"),
     ("nftables", "syncPeriod"),
@@ -97,7 +102,7 @@ class Configuration:
 
     conntrack: (name, value) of what the agent sets, none of what stays as it is on the host. healthz: the address and
     port where the node says whether it is healthy, "" for nowhere. masquerade_all: endpoints see the node whenever a
-    cluster IP was asked for, whoever asked.
+    cluster IP was asked for, whoever asked. ipvs_scheduler: of Services that choose none, in mode ipvs; "" for the default.
     """
 
     mode: str = MODES[0]
@@ -105,6 +110,7 @@ class Configuration:
     conntrack: tuple[tuple[str, str], ...] = ()
     healthz: str = ""
     masquerade_all: bool = False
+    ipvs_scheduler: str = ""
 
     def without_node_ports(self, addresses: Sequence[IPv4Address | IPv6Address]) -> list[Network]:
         """The networks where a node answers no node ports; addresses: the node's own, "primary" among them."""
@@ -142,6 +148,7 @@ def configuration(config_map: Document | None, node: Document | None) -> Configu
         _canonical_listener(fields.get("healthzBindAddress") or ""),
         # As kube-proxy, which has this field for two modes only.
         bool((fields.get("nftables" if mode == "nftables" else "iptables") or {}).get("masqueradeAll")),
+        (fields.get("ipvs") or {}).get("scheduler") or "",
     )
 
 
@@ -184,6 +191,20 @@ def _canonical_listener(text: str) -> str:
         return ""
     address = ip_address(host.removeprefix("[").removesuffix("]"))
     return f"[{address}]:{int(port)}" if address.version == 6 else f"{address}:{int(port)}"
+
+
+def validate_service(old: Document | None, service: Document) -> list[FieldError]:
+    """What is wrong with the IPVS scheduler that a Service chooses, if it is a new one."""
+    chosen, path = ipvs_scheduler(service), f"metadata.annotations[{SCHEDULER_ANNOTATION}]"
+    if chosen in ("", *SCHEDULERS) or (old and chosen == ipvs_scheduler(old)):
+        return []
+    return [not_supported(path, chosen, SCHEDULERS)]
+
+
+def ipvs_scheduler(service: Document) -> str:
+    """What a Service chooses, "" for nothing."""
+    chosen: str = (service["metadata"].get("annotations") or {}).get(SCHEDULER_ANNOTATION) or ""
+    return chosen
 
 
 # Judging
@@ -409,7 +430,7 @@ FIELDS: dict[str, Any] = {
     "ipvs": {
         "excludeCIDRs": _list_of(_network),
         "minSyncPeriod": _duration,
-        "scheduler": _one_of("", "rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh"),
+        "scheduler": _one_of("", *SCHEDULERS),
         "strictARP": _boolean,
         "syncPeriod": _duration,
         "tcpFinTimeout": _duration,

@@ -11,7 +11,7 @@ pkg/apis/core/validation, ValidateService and ValidateServiceUpdate.
 from collections.abc import Callable
 from typing import Any
 
-from services_app.spec import balancing, meta, names
+from services_app.spec import balancing, kube_proxy, meta, names
 from services_app.spec.addresses import validate_address, validate_network, validate_reachable
 from services_app.spec.cluster import ClusterSettings
 from services_app.spec.errors import FieldError, duplicate, forbidden, invalid, not_supported, required
@@ -290,6 +290,7 @@ def _validate_spec(old: Document | None, service: Document, cluster: ClusterSett
     errors = balancing.validate_service(service)
     if not _ports(spec) and not is_headless(spec) and spec.get("type") != EXTERNAL_NAME:
         errors.append(required("spec.ports"))
+    errors += kube_proxy.validate_service(old, service)
     errors += _validate_type(spec)
     errors += _validate_ports(spec)
     errors += meta.validate_labels(spec.get("selector"), "spec.selector")

@@ -12,7 +12,7 @@ import pytest
 from services_app.lab.namespaces import Place
 from tests.agents.test_node import AGENT, Agent, eventually
 from tests.planes.table import DROPPED, REFUSED, ROWS, SERVICES, Row
-from tests.planes.world import PORT, VERSIONS, Given, World
+from tests.planes.world import PATIENCE, PORT, VERSIONS, Given, World
 
 # A process on the node is told by the kernel's own words when what it sends is rejected or dropped on its way out.
 _WORDS = {
@@ -28,7 +28,7 @@ AFFINE: Mapping[str, Any] = {
 
 def reached(place: Place, way: tuple[str, int], protocol: str = "tcp", count: int = 20) -> set[str]:
     """The names of who answers, or the reasons why nobody does."""
-    answers = place.ask_often(*way, count, protocol=protocol, timeout_s=0.4)
+    answers = place.ask_often(*way, count, protocol=protocol, timeout_s=0.4 * PATIENCE)
     return {str(answer.get("backend") or answer["error"]) for answer in answers}
 
 

@@ -5,6 +5,7 @@ address 203.0.113.(100 + n), node port 30000 + n; in IPv6 with the same last num
 """
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -29,6 +30,7 @@ CONDITIONS = {
 }
 VERSIONS = (4, 6)
 PORT = 8080  # of every endpoint
+PATIENCE = float(os.environ.get("TIMONEL_PATIENCE", "1"))  # how many times longer an answer may take than elsewhere
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Given:
     protocol: str = "tcp"
     spec: Mapping[str, Any] = field(default_factory=dict)
     ranges: Sequence[str] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 class World:
@@ -170,7 +173,8 @@ class World:
             ]
             addresses = [f"203.0.113.{number + 100}", f"2001:db8:113::{number + 100:x}"]
             status = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in addresses]}}
-        return {"metadata": {"name": name, "namespace": "shop"}, "spec": spec, "status": status}
+        metadata = {"name": name, "namespace": "shop", "annotations": dict(given.annotations)}
+        return {"metadata": metadata, "spec": spec, "status": status}
 
     def _slices(self, given: Given) -> tuple[Document, ...]:
         return tuple(

@@ -1,6 +1,7 @@
 """What a node is sent for Services, as text one can read: tests/render/golden/<case>.txt."""
 
 import pathlib
+from dataclasses import replace
 from ipaddress import ip_network
 from types import SimpleNamespace
 
@@ -215,6 +216,18 @@ def test_a_client_is_remembered_by_a_number_that_other_endpoints_do_not_change()
 def test_two_endpoints_with_the_same_hash_are_kept_apart(monkeypatch):
     monkeypatch.setattr("hashlib.sha256", lambda _: SimpleNamespace(digest=lambda: b"\xff" * 32))
     assert lasting_slots([Backend("10.1.0.1", 80), Backend("10.1.0.2", 80)]) == [1, 2]
+
+
+def test_a_scheduler_of_ipvs_belongs_to_each_group():
+    state = CASES["cluster-ip"]
+    chosen = {**state.service["metadata"], "annotations": {"timonel.io/ipvs-scheduler": "lc"}}
+    told = render_owner(replace(state, service={**state.service, "metadata": chosen}), CLUSTER).on("n1")
+    assert {*told} - {*render_owner(state, CLUSTER).on("n1")} == {
+        ("ipvs", f"scheduler 0x{group:08x}", "lc") for group in state.groups.values()
+    }
+    assert judge({"shop/web": [list(resource) for resource in told]}) == {}
+    base = render_base(CLUSTER, network_of(None, "192.0.2.11"), Configuration("ipvs", ipvs_scheduler="sh"))
+    assert {*base} >= {("host", "mode", "ipvs"), ("ipvs", "scheduler", "sh")}
 
 
 def test_a_base_of_both_families():

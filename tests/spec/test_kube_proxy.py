@@ -69,6 +69,7 @@ KNOWN_MODES = ", ".join(f'"{mode}"' for mode in sorted(kube_proxy.MODES))
     [
         ("mode: kernelspace", ".mode", f'Unsupported value: "kernelspace": supported values: {KNOWN_MODES}'),
         ("mode: 7", ".mode", f"Unsupported value: 7: supported values: {KNOWN_MODES}"),
+        ("ipvs: {scheduler: random}", ".ipvs.scheduler", 'Unsupported value: "random": supported values: "dh", "lblc"'),
         ("modus: nftables", ".modus", "no such field in KubeProxyConfiguration"),
         ("iptables: {masqueradeBit: 32}", ".iptables.masqueradeBit", "a whole number from 0 to 31"),
         ("iptables: {masqueradeBits: 3}", ".iptables.masqueradeBits", "no such field"),
@@ -195,6 +196,28 @@ def test_a_nodes_own_fields_win():
     own = a_node("nodePortAddresses: [primary]")
     assert kube_proxy.configuration(whole, own) == Configuration("nftables", ("primary",))
     assert kube_proxy.configuration(whole, a_node("mode: [")).node_port_addresses == ("10.0.0.0/8",)
+
+
+def test_a_scheduler_of_ipvs_is_followed_and_the_rest_of_it_warned_of():
+    document = a_config_map(HEAD + "mode: ipvs\nipvs: {scheduler: lc, strictARP: true, syncPeriod: 30s}")
+    assert configmap.validate_create(document) == []
+    assert kube_proxy.configuration(document, None) == Configuration("ipvs", ipvs_scheduler="lc")
+    assert kube_proxy.configuration(document, a_node("ipvs: {scheduler: sh}")).ipvs_scheduler == "sh"
+    told = [text.split(": ")[0] for text in kube_proxy.warnings(document)]
+    assert told == ["data[config.conf].ipvs.strictARP", "data[config.conf].ipvs.syncPeriod"]
+
+
+def a_service(scheduler):
+    return {"metadata": {"annotations": {kube_proxy.SCHEDULER_ANNOTATION: scheduler}}}
+
+
+def test_a_service_may_choose_any_scheduler_but_no_other():
+    assert [kube_proxy.validate_service(None, a_service(name)) for name in kube_proxy.SCHEDULERS] == [[]] * 11
+    assert kube_proxy.validate_service(None, {"metadata": {}}) == []
+    (error,) = kube_proxy.validate_service(a_service("rr"), a_service("rrr"))
+    assert error.field == "metadata.annotations[timonel.io/ipvs-scheduler]"
+    assert 'Unsupported value: "rrr": supported values: "dh", "lblc"' in error.body()
+    assert kube_proxy.validate_service(a_service("rrr"), a_service("rrr")) == [], "judged when it was written"
 
 
 def test_loopback_is_warned_of():

@@ -1,0 +1,723 @@
+"""Mode ipvs: the kernel's virtual servers share connections out, tables `ip timonel_ipvs` and `ip6 timonel_ipvs` say whose.
+
+Each frontend is a virtual server by its address, protocol and port, a node port one on each of the node's addresses. Where
+clients on the node take other endpoints than those outside (`to_cluster`), a virtual server by mark serves them.
+
+How a connection goes: after conntrack and other people's NAT, chain `services` gives ct mark and verdict as in mode nftables;
+what is to be balanced is let through. A rule of the host (priority 84) delivers what carries bit ROUTE here, whatever
+its address, so that no Service's address has to be the node's: nobody answers ARP for it and no daemon listens on it.
+`input` takes the bit off, or the packet would be routed by it again. IPVS translates there, or on the way out of a process,
+and conntrack follows it (net.ipv4.vs.conntrack): so `postrouting` may masquerade, and flows can be ended by their mark.
+
+An endpoint that left takes no new connections (weight 0) and goes when it has none any more; of UDP it goes at once.
+Virtual servers have no names: ours carry the scheduler flag "flag-3", which no scheduler knows.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import NamedTuple
+
+from agents import host, nftables, process
+from agents.errors import AgentError, InvalidResource, Refused
+from agents.state import Change
+from agents.view import View
+
+DRIVER = "ipvs"  # "scheduler" -> the node's; "scheduler 0x00000005" -> a group's
+SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh")
+DEFAULT_SCHEDULER = "rr"
+# Of the packet mark: "deliver here"; on first packets "translated by us", and with a group "by this virtual server".
+ROUTE, OURS, BY_MARK = 0x10000000, 0x20000000, 0x40000000
+TABLE = PRIORITY = "84"  # of routes, and of the rule that leads there
+SETTINGS = {
+    "net/ipv4/vs/conntrack": "1",
+    # Flows leave an endpoint that is gone, and clients one that takes no new connections.
+    "net/ipv4/vs/expire_nodest_conn": "1",
+    "net/ipv4/vs/expire_quiescent_template": "1",
+}
+MAX_COMPARE_S = 30.0
+_SHARE = 25  # a comparison of all virtual servers may take one part in so many of the time
+_GROUP = 0x0FFFFFFF
+_FLAGS = nftables.SOURCE_RANGES | nftables.LOCAL_POLICY
+_NOT_MARKED = ("slots", "pick")  # elements that the tables have no use for
+_SERVERS = Path("/proc/net/ip_vs")
+
+Elements = Mapping[str, Mapping[str, str]]
+
+
+class IpvsRefused(Refused):
+    """ipvsadm or IPVS in the kernel did."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("IpvsFailed", message)
+
+
+def lacks() -> str:
+    """Why this host has no IPVS, "" when it has."""
+    if process.find("ipvsadm") is None:
+        return "ipvsadm is not installed; install package ipvsadm"
+    if not _SERVERS.exists() and process.find("modprobe") is not None:
+        process.run(["modprobe", "-q", "ip_vs"])
+    return "" if _SERVERS.exists() else "this kernel has no IPVS (modprobe ip_vs does not help)"
+
+
+def check(key: str, value: str) -> None:
+    """Raises InvalidResource for anything but the exact forms of the driver's resources."""
+    if not re.fullmatch(r"scheduler(?: 0x0[0-9a-f]{7})?", key) or value not in SCHEDULERS:
+        raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}: no IPVS scheduler")
+
+
+# The tables
+
+
+@dataclass(frozen=True)
+class Marking(nftables.Family):
+    """A family's table in this mode: the elements of mode nftables, without endpoints."""
+
+    @property
+    def sets(self) -> dict[str, str]:
+        kept = {name: text for name, text in super().sets.items() if name not in _NOT_MARKED}
+        # Kernels before 6.4 do not ask a map as if it were a set.
+        return {**kept, "served": kept["frontends"].replace("map frontends", "set served").replace(" : mark", "")}
+
+    @property
+    def derived(self) -> dict[str, tuple[str, str]]:
+        return {**super().derived, "frontends": ("served", "{0}")}
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        return ()
+
+    def chain_rules(self, chain: str) -> tuple[str, ...]:
+        return ("accept",)
+
+    @property
+    def fixed_chains(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        common, ip = super().fixed_chains, self.ip
+        is_local = f"ct mark & 0x{nftables.LOCAL_POLICY:08x} != 0"
+        routed = f"meta mark set meta mark | 0x{ROUTE:08x}"
+        by_mark = BY_MARK | OURS
+        hook, (_, _, _, *masquerade) = common["postrouting"]
+        restricted, *_ = common["flagged"][1]
+        return {
+            "refuse": common["refuse"],
+            **{
+                chain: (
+                    "",
+                    (
+                        "ct mark set ct mark map @to_cluster",
+                        f"meta mark set ct mark | 0x{mark:08x}",
+                        "ct mark vmap @groups",
+                        "drop",
+                    ),
+                )
+                for chain, mark in (("from_here", by_mark), ("from_pods", by_mark | ROUTE))
+            },
+            "flagged": (
+                "",
+                (
+                    restricted,
+                    f"{is_local} fib saddr type local goto from_here",
+                    f"{is_local} {ip} saddr @pod_cidrs goto from_pods",
+                    f"ct mark set ct mark & 0x{_GROUP:08x}",
+                    "ct mark vmap @groups",
+                    "drop",
+                ),
+            ),
+            "dispatch": (
+                "",
+                (
+                    f"meta mark set meta mark | 0x{OURS:08x}",
+                    f"ct mark & 0x{_FLAGS:08x} != 0 goto flagged",
+                    "ct mark vmap @groups",
+                    "drop",
+                ),
+            ),
+            "services": common["services"],
+            # After the NAT of others: what they translated is none of ours any more.
+            "prerouting": (
+                "type filter hook prerouting priority dstnat + 1; policy accept;",
+                (
+                    f"{ip} daddr . meta l4proto . th dport @served {routed}",
+                    # Errors about what a Service sent, above all that it was too big.
+                    f"meta l4proto {'icmp' if ip == 'ip' else 'ipv6-icmp'} ct state related ct direction original "
+                    f"ct original {ip} daddr . ct original protocol . ct original proto-dst @served {routed}",
+                    "ct state new goto services",
+                ),
+            ),
+            "input": (
+                "type filter hook input priority filter; policy accept;",
+                (f"meta mark & 0x{ROUTE:08x} != 0x00000000 meta mark set meta mark ^ 0x{ROUTE:08x}",),
+            ),
+            "output": ("type filter hook output priority -99; policy accept;", ("ct state new goto services",)),
+            "postrouting": (
+                hook,
+                (
+                    f"meta mark & 0x{OURS:08x} == 0x00000000 return",
+                    f"meta mark & 0x{BY_MARK:08x} != 0x00000000 meta mark set 0x{OURS:08x}",
+                    f"meta mark set meta mark ^ 0x{OURS:08x}",
+                    *masquerade,
+                ),
+            ),
+        }
+
+
+FAMILIES = {
+    family.driver: Marking(family.driver, family.ip, family.address, family.node_port_address, "", "", "timonel_ipvs")
+    for family in (nftables.IPV4, nftables.IPV6)
+}
+
+
+def _marked(elements: Elements) -> dict[str, dict[str, str]]:
+    """The part of elements that the tables hold."""
+    return {
+        driver: {key: value for key, value in elements.get(driver, {}).items() if key.split(" ")[0] not in _NOT_MARKED}
+        for driver in FAMILIES
+    }
+
+
+# Virtual servers as they should be
+
+
+class Key(NamedTuple):
+    """What a virtual server is known by: protocol, address and port; or "fwm" or "fwm6", "", and a mark."""
+
+    kind: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        """As ipvsadm's arguments."""
+        if self.kind.startswith("fwm"):
+            return f"-f {self.port}{' -6' if self.kind == 'fwm6' else ''}"
+        option = {"tcp": "-t", "udp": "-u", "sctp": "--sctp-service"}[self.kind]
+        return f"{option} {_endpoint(self.address, self.port)}"
+
+
+def _endpoint(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """endpoints: "address:port" -> weight. affinity_s: how long a client keeps its endpoint."""
+
+    scheduler: str
+    affinity_s: int | None
+    endpoints: Mapping[str, int]
+    is_udp: bool = False
+
+    def options(self, key: Key) -> str:
+        """Of a command that makes it or changes it to this."""
+        mask = " -M 128" if ":" in key.address else ""
+        lasting = "" if self.affinity_s is None else f" -p {self.affinity_s}{mask}"
+        return f"{key} -s {self.scheduler}{lasting} -b flag-3"
+
+
+class Wanted:
+    """The virtual servers that a family's elements ask for.
+
+    schedulers: group -> name, and "" -> the node's; those of all families, kept by somebody else.
+    """
+
+    def __init__(self, family: Marking, schedulers: Mapping[str, str]) -> None:
+        self._family, self._schedulers = family, schedulers
+        self._view = View()
+        self._own: frozenset[str] = frozenset()  # the node's addresses
+        self._addresses: frozenset[str] = frozenset()  # those with node ports
+        self._by_mark: dict[str, set[str]] = {}  # mark -> keys of frontends and node ports
+        self._diverting: dict[str, set[str]] = {}  # group -> marks of `to_cluster` that lead to it
+
+    def follow(self, change: Change) -> set[Key]:
+        """Note a change; the virtual servers that may be others now. O(change)."""
+        keys: set[Key] = set()
+        for element, mark in change.deletes.items():
+            if element.startswith(("frontends ", "nodeports ")):
+                _discard(self._by_mark, mark, element)
+            elif element.startswith("to_cluster "):
+                keys.add(self._mark_key(mark))
+                _discard(self._diverting, mark, element.split()[1])
+        for element, mark in change.adds.items():
+            if element.startswith(("frontends ", "nodeports ")):
+                self._by_mark.setdefault(mark, set()).add(element)
+            elif element.startswith("to_cluster "):
+                keys.add(self._mark_key(mark))
+                self._diverting.setdefault(mark, set()).add(element.split()[1])
+        marks = {
+            mark for side in (change.deletes, change.adds) for mark in side.values() if mark in self._view.to_cluster
+        }
+        touched = self._view.follow(change)
+        keys |= {self._mark_key(self._view.to_cluster[mark]) for mark in marks & self._view.to_cluster.keys()}
+        for element in touched.frontends:
+            keys |= self._keys(element)
+        for group in touched.groups:
+            keys |= self.of_group(group)
+        if "without_node_ports" in touched.sets:
+            keys |= self.move(self._own)
+        return keys
+
+    def of_group(self, group: str) -> set[Key]:
+        """The virtual servers with a group's endpoints."""
+        found = {self._mark_key(group)} if group in self._diverting else set()
+        number = int(group, 16)
+        for flags in (0, nftables.SOURCE_RANGES, nftables.LOCAL_POLICY, _FLAGS):
+            for element in self._by_mark.get(f"0x{flags | number:08x}", ()):
+                found |= self._keys(element)
+        return found
+
+    def everything(self) -> set[Key]:
+        """All virtual servers."""
+        found = {self._mark_key(group) for group in self._diverting}
+        for element in self._view.frontends:
+            found |= self._keys(element)
+        return found
+
+    def move(self, own: frozenset[str]) -> set[Key]:
+        """Follow the node's addresses; the virtual servers of node ports that come and go."""
+        closed = [ip_network(text) for text in self._view.sets["without_node_ports"]]
+        addresses = frozenset(text for text in own if not any(ip_address(text) in network for network in closed))
+        changed, self._own, self._addresses = addresses ^ self._addresses, own, addresses
+        found = set()
+        for element in self._view.frontends if changed else ():
+            if element.startswith("nodeports "):
+                found |= self._keys(element, changed)
+        return found
+
+    def server(self, key: Key) -> Server | None:
+        """What a virtual server should be, None: not there. Without endpoints it is kept for its connections alone."""
+        if key.kind.startswith("fwm"):
+            group = f"0x{key.port & _GROUP:08x}"
+            if group not in self._diverting:
+                return None
+        else:
+            frontend = self._view.frontends.get(f"frontends {key.address} . {key.kind} . {key.port}")
+            if frontend is None and key.address in self._addresses:
+                frontend = self._view.frontends.get(f"nodeports {key.kind} . {key.port}")
+            if frontend is None:
+                return None
+            group = frontend.group
+        held = self._view.group(group)
+        endpoints = Counter(_endpoint(*endpoint) for endpoint in held.endpoints)
+        chosen = self._schedulers.get(group) or self._schedulers.get("")
+        scheduler = chosen or (DEFAULT_SCHEDULER if len({*endpoints.values()}) < 2 else "wrr")
+        affinity_s = held.affinity_s
+        if affinity_s is not None and key.kind.startswith("fwm"):
+            # IPVS does not translate the port where clients are remembered by mark; their hash keeps them as well.
+            affinity_s, scheduler = None, "mh"
+        return Server(scheduler, affinity_s, endpoints, self._is_udp(key))
+
+    def _is_udp(self, key: Key) -> bool:
+        if not key.kind.startswith("fwm"):
+            return key.kind == "udp"
+        marks = self._diverting.get(f"0x{key.port & _GROUP:08x}", ())
+        return any(" udp . " in element for mark in marks for element in self._by_mark.get(mark, ()))
+
+    def _mark_key(self, group: str) -> Key:
+        return Key("fwm6" if self._family.ip == "ip6" else "fwm", "", int(group, 16) | OURS | BY_MARK)
+
+    def _keys(self, element: str, addresses: Iterable[str] | None = None) -> set[Key]:
+        """A frontend's virtual servers; addresses: those of node ports."""
+        container, _, rest = element.partition(" ")
+        parts = rest.split(" . ")
+        if container == "frontends":
+            return {Key(parts[1], parts[0], int(parts[2]))}
+        wanted = self._addresses if addresses is None else addresses
+        return {Key(parts[0], address, int(parts[1])) for address in wanted}
+
+
+def _discard(held: dict[str, set[str]], key: str, value: str) -> None:
+    held.get(key, set()).discard(value)
+    if not held.get(key):
+        held.pop(key, None)
+
+
+# Virtual servers as they are
+
+
+@dataclass
+class Held:
+    """A virtual server in the kernel. endpoints: "address:port" -> (weight, number of connections)."""
+
+    scheduler: str
+    affinity_s: int | None
+    is_ours: bool
+    endpoints: dict[str, tuple[int, int]]
+
+    def is_like(self, server: Server, leaving: Iterable[str]) -> bool:
+        """Whether it is what it should be; leaving: endpoints that may be there with weight 0."""
+        others = {name: weight for name, (weight, _) in self.endpoints.items() if server.endpoints.get(name) != weight}
+        return (
+            self.is_ours
+            and (self.scheduler, self.affinity_s) == (server.scheduler, server.affinity_s)
+            and server.endpoints.keys() <= self.endpoints.keys()
+            and others.keys() <= set(leaving)
+            and not any(others.values())
+        )
+
+
+_SERVER = re.compile(
+    r"(?P<kind>TCP|UDP|SCTP|FWM) +(?:\[?(?P<address>[0-9a-f:.]+?)\]?:)?(?P<port>[0-9]+)(?P<six> IPv6)? (?P<scheduler>\S+)"
+    r"(?: \((?P<flags>[^)]*)\))?(?: persistent (?P<affinity>[0-9]+))?.*"
+)
+
+
+def read() -> dict[Key, Held]:
+    """Every virtual server in the kernel. Raises AgentError IpvsFailed. O(everything)."""
+    done = process.run(["ipvsadm", "-Ln"], timeout_s=30.0, reason="IpvsFailed")
+    if done.returncode:
+        raise AgentError("IpvsFailed", f"cannot read IPVS: {process.first_line(done.stderr)}")
+    return parse(done.stdout)
+
+
+def parse(text: str) -> dict[Key, Held]:
+    """From what `ipvsadm -Ln` says."""
+    found: dict[Key, Held] = {}
+    held: Held | None = None
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["->"] and held and len(words) == 6 and words[3].isdigit():
+            weight = int(words[3]) if words[2] == "Masq" else -1  # none of ours
+            held.endpoints[words[1]] = weight, int(words[4]) + int(words[5])
+        elif match := _SERVER.fullmatch(line.rstrip()):
+            key = Key(match["kind"].lower() + ("6" if match["six"] else ""), match["address"] or "", int(match["port"]))
+            # Flags that a scheduler has no name for are not spelled: sh and mh show "()".
+            is_ours = match["flags"] in ("flag-3", "")
+            affinity = match["affinity"]
+            held = found[key] = Held(match["scheduler"], int(affinity) if affinity else None, is_ours, {})
+    return found
+
+
+def commands(key: Key, old: Server | None, new: Server | None, leaving: set[str]) -> tuple[list[str], list[str]]:
+    """Lines for `ipvsadm -R` that make a virtual server another one: before new connections get there, and after.
+
+    leaving: its endpoints with weight 0; changed to what it is then.
+    """
+    first: list[str] = []
+    then: list[str] = []
+    if new is None or (not new.endpoints and old is None):
+        if old is not None:
+            then.append(f"-D {key}")
+        leaving.clear()
+        return first, then
+    if old is None:
+        first.append(f"-A {new.options(key)}")
+    elif (old.scheduler, old.affinity_s) != (new.scheduler, new.affinity_s):
+        first.append(f"-E {new.options(key)}")
+    had = {} if old is None else old.endpoints
+    for name, weight in new.endpoints.items():
+        if had.get(name) != weight:
+            verb = "-e" if name in had or name in leaving else "-a"
+            first.append(f"{verb} {key} -r {name} -m -w {weight}")
+        leaving.discard(name)
+    for name in had.keys() - new.endpoints.keys():
+        if new.is_udp:
+            then.append(f"-d {key} -r {name}")
+        else:
+            then.append(f"-e {key} -r {name} -m -w 0")
+            leaving.add(name)
+    if not new.endpoints and not leaving:
+        then.append(f"-D {key}")
+    return first, then
+
+
+# Around them
+
+
+def _netlink(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+    """The kernel's answers to a question about routes and addresses."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as asker:
+        asker.settimeout(10)
+        asker.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
+        while True:
+            data = asker.recv(1 << 18)
+            while data:
+                size, answer, answer_flags = struct.unpack("=IHH", data[:8])
+                if answer in (2, 3):  # an error, the end
+                    return
+                yield data[16:size]
+                if not answer_flags & 2:
+                    return
+                data = data[(size + 3) & ~3 :]
+
+
+def own_addresses() -> dict[int, frozenset[str]]:
+    """IP version -> the host's addresses, without loopback and link-local ones. Starts no process."""
+    found: dict[int, set[str]] = {4: set(), 6: set()}
+    for message in _netlink(22, 0x301, bytes(8)):
+        attributes, rest = dict[int, bytes](), message[8:]
+        while len(rest) >= 4:
+            size, kind = struct.unpack("=HH", rest[:4])
+            attributes[kind] = rest[4:size]
+            rest = rest[(size + 3) & ~3 :]
+        raw = attributes.get(2) or attributes.get(1)  # its own, if that is another than the one it points to
+        if raw and len(raw) in (4, 16):
+            address = ip_address(raw)
+            if not address.is_loopback and not (address.version == 6 and address.is_link_local):
+                found[address.version].add(str(address))
+    return {version: frozenset(addresses) for version, addresses in found.items()}
+
+
+def _is_delivered(version: int) -> bool:
+    """Whether what carries the mark is for this host, whatever its address. Starts no process."""
+    family, address = (socket.AF_INET, "240.0.0.1") if version == 4 else (socket.AF_INET6, "100::1")  # nobody's
+    raw = socket.inet_pton(family, address)
+    body = struct.pack("=BBBBBBBBI", family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0)
+    body += struct.pack("=HH", 4 + len(raw), 1) + raw + struct.pack("=HHI", 8, 16, ROUTE)
+    return any(message[7] == 2 for message in _netlink(26, 1, body))
+
+
+def _deliver(version: int) -> None:
+    """Let the host take what carries the mark."""
+    if _is_delivered(version):
+        return
+    ip, mark = f"-{version}", f"0x{ROUTE:x}/0x{ROUTE:x}"
+    process.run(["ip", ip, "rule", "add", "fwmark", mark, "lookup", TABLE, "priority", PRIORITY], reason="HostFailed")
+    process.run(["ip", ip, "route", "replace", "local", "default", "dev", "lo", "table", TABLE], reason="HostFailed")
+    if not _is_delivered(version):
+        raise AgentError("HostFailed", f"IPv{version} packets for Services are not delivered here; look at `ip rule`")
+
+
+class Servers:
+    """Plane of mode ipvs (see agents/planes.py)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tables = nftables.Tables(families=FAMILIES)
+        self._before = host.Before(directory / "ipvs-before.json")
+        self._made: set[Key] = set()  # by this process, whatever flags they have now
+        self._forget()
+
+    def _forget(self) -> None:
+        self._schedulers: dict[str, str] = {}
+        self._wanted = {driver: Wanted(family, self._schedulers) for driver, family in FAMILIES.items()}
+        self._servers: dict[Key, Server] = {}
+        self._leaving: dict[Key, set[str]] = {}
+        self._drained: dict[Key, set[str]] = {}  # of those, the ones that were seen without connections
+        self._is_known = False
+        self._compare_at = 0.0
+
+    def commit(self, changes: Mapping[str, Change]) -> None:
+        """See Plane. First the virtual servers that connections are to get to, last what they no longer do."""
+        if not self._is_known:
+            raise IpvsRefused("cannot change virtual servers: what is there is unknown")
+        keys = self._follow(changes)
+        first, then = self._plan(keys, self._servers)
+        if changes.get("nft6"):
+            self._settle(6)
+        marked = {
+            driver: Change(_marked({driver: change.deletes})[driver], _marked({driver: change.adds})[driver])
+            for driver, change in changes.items()
+            if driver in FAMILIES
+        }
+        self._is_known = False
+        _send(first)
+        self._tables.commit(marked)
+        _send(then)
+        self._is_known = True
+
+    def refill(self, elements: Elements, links: Iterable[str]) -> None:
+        """See Plane. What is right already is left alone."""
+        held = self._recall(elements)
+        taken = [str(key) for key in self._everything() if key in held and not self._is_mine(key, held[key])]
+        if taken:
+            raise IpvsRefused(f"cannot make virtual servers that somebody else has: {', '.join(sorted(taken)[:5])}")
+        self._settle(*((4, 6) if elements.get("nft6") else (4,)))
+        ours = {key for key, server in held.items() if self._is_mine(key, server)}
+        first, then = self._plan(self._everything() | ours, self._servers)
+        _send(first)
+        self._tables.refill(_marked(elements), links)
+        _send(then)
+        self._is_known = True
+
+    def take_over(self, elements: Elements, links: Iterable[str]) -> None:
+        """See Plane."""
+        self._recall(elements)
+        self._tables.take_over(_marked(elements), links)
+        self._is_known = True
+
+    def is_as_left(self, elements: Elements | None) -> bool:
+        """See Plane. Virtual servers are compared as often as their number allows, at least every MAX_COMPARE_S."""
+        if elements is None and not self._is_known:
+            return False
+        if not self._tables.is_as_left(None if elements is None else _marked(elements)):
+            return False
+        versions = (4, 6) if "nft6" in self._tables.sums or (elements or {}).get("nft6") else (4,)
+        if not all(map(_is_delivered, versions)) or any(
+            host.setting(name) != value for name, value in SETTINGS.items()
+        ):
+            return False
+        if elements is None and time.monotonic() < self._compare_at:
+            return True
+        began = time.monotonic()
+        if elements is not None:
+            held = self._recall(elements)
+            wanted = {key: server for key in self._everything() if (server := self._server(key)) and server.endpoints}
+            is_same = all(
+                key in held and held[key].is_like(server, held[key].endpoints) for key, server in wanted.items()
+            )
+            return is_same and all(
+                key in wanted or not any(weight for weight, _ in server.endpoints.values())
+                for key, server in held.items()
+                if server.is_ours
+            )
+        is_same = self._compare(read())
+        took = time.monotonic() - began
+        self._compare_at = began + min(MAX_COMPARE_S, _SHARE * took)
+        return is_same
+
+    def _compare(self, held: Mapping[Key, Held]) -> bool:
+        self._drained = {}
+        for key, server in self._servers.items():
+            leaving = self._leaving.get(key, set())
+            if key not in held or not held[key].is_like(server, leaving):
+                return False
+            drained = {name for name in leaving if held[key].endpoints.get(name, (0, 0))[1] == 0}
+            if drained:
+                self._drained[key] = drained
+        return not any(server.is_ours and key not in self._servers for key, server in held.items())
+
+    def objection(self, elements: Elements, links: Iterable[str]) -> str:
+        """See Plane."""
+        wanted = {driver: Wanted(family, {}) for driver, family in FAMILIES.items()}
+        addresses = own_addresses()
+        keys: set[Key] = set()
+        for driver, family in wanted.items():
+            family.move(addresses[4 if driver == "nft4" else 6])
+            family.follow(Change(adds=dict(elements.get(driver) or {})))
+            keys |= family.everything()
+        for key, server in read().items():
+            if key in keys and not self._is_mine(key, server):
+                return f"somebody else has a virtual server there: ipvsadm {key}"
+        return self._tables.objection(_marked(elements), links)
+
+    def set_links(self, links: Iterable[str]) -> bool:
+        """See Plane. Node ports follow the host's addresses, and endpoints that left go without connections."""
+        keys = self._move()
+        first, then = self._plan(keys, self._servers)
+        drained, self._drained = self._drained, {}
+        for key, names in drained.items():
+            leaving = self._leaving.get(key, set())
+            names &= leaving
+            leaving -= names
+            server = self._servers.get(key)
+            if server is None:
+                continue
+            if not server.endpoints and not leaving:
+                then.append(f"-D {key}")
+                del self._servers[key]
+            else:
+                then += [f"-d {key} -r {name}" for name in sorted(names)]
+        _send(first + then)
+        return self._tables.set_links(links)
+
+    def delete(self) -> None:
+        """See Plane."""
+        self._forget()
+        self._tables.delete()
+        if process.find("ipvsadm") is not None and _SERVERS.exists():
+            _send([f"-D {key}" for key, server in read().items() if self._is_mine(key, server)])
+        self._made.clear()
+        if process.find("ip") is not None:
+            for version in ("-4", "-6"):
+                process.run(["ip", version, "rule", "del", "lookup", TABLE, "priority", PRIORITY])
+                process.run(["ip", version, "route", "flush", "table", TABLE])
+        self._before.restore()
+
+    def leftovers(self) -> list[str]:
+        """See Plane."""
+        found = self._tables.leftovers()
+        if _SERVERS.exists() and process.find("ipvsadm") is not None:
+            found += [f"virtual server {key}" for key, server in read().items() if server.is_ours]
+        return found
+
+    # What is wanted, and what was made of it
+
+    def _is_mine(self, key: Key, held: Held) -> bool:
+        return held.is_ours or key in self._made
+
+    def _server(self, key: Key) -> Server | None:
+        return self._wanted[_driver(key)].server(key)
+
+    def _everything(self) -> set[Key]:
+        return {key for wanted in self._wanted.values() for key in wanted.everything()}
+
+    def _follow(self, changes: Mapping[str, Change]) -> set[Key]:
+        """Note changes of elements; the virtual servers that may be others now."""
+        keys = self._move()
+        change = changes.get(DRIVER, Change())
+        for element in change.deletes:
+            self._schedulers.pop(element.partition(" ")[2], None)
+        for element, name in change.adds.items():
+            self._schedulers[element.partition(" ")[2]] = name
+        for driver, wanted in self._wanted.items():
+            if driver in changes:
+                keys |= wanted.follow(changes[driver])
+            for element in {*change.deletes, *change.adds}:
+                group = element.partition(" ")[2]
+                keys |= wanted.of_group(group) if group else wanted.everything()
+        return keys
+
+    def _move(self) -> set[Key]:
+        addresses = own_addresses()
+        keys = self._wanted["nft4"].move(addresses[4])
+        return keys | self._wanted["nft6"].move(addresses[6])
+
+    def _recall(self, elements: Elements) -> dict[Key, Held]:
+        """Start again from all elements and what is in the kernel, which is given."""
+        self._forget()
+        self._follow({driver: Change(adds=dict(held)) for driver, held in elements.items() if held})
+        held = read()
+        for key, found in held.items():
+            if self._is_mine(key, found):
+                endpoints = {name: weight for name, (weight, _) in found.endpoints.items() if weight}
+                scheduler = found.scheduler if found.is_ours else ""  # somebody took the flag off
+                self._servers[key] = Server(scheduler, found.affinity_s, endpoints)
+                self._leaving[key] = found.endpoints.keys() - endpoints.keys()
+        return held
+
+    def _plan(self, keys: Iterable[Key], servers: dict[Key, Server]) -> tuple[list[str], list[str]]:
+        """The commands that make these virtual servers what is wanted, which they are noted to be."""
+        first: list[str] = []
+        then: list[str] = []
+        for key in sorted(keys):
+            leaving = self._leaving.setdefault(key, set())
+            new = self._server(key)
+            before, after = commands(key, servers.get(key), new, leaving)
+            first += before
+            then += after
+            if new is not None and (new.endpoints or leaving):
+                servers[key] = new
+                self._made.add(key)
+            else:
+                servers.pop(key, None)
+                self._made.discard(key)
+            if not leaving:
+                del self._leaving[key]
+        return first, then
+
+    def _settle(self, *versions: int) -> None:
+        for name, value in SETTINGS.items():
+            self._before.set(name, value)
+        for version in versions:
+            _deliver(version)
+
+
+def _driver(key: Key) -> str:
+    return "nft6" if key.kind == "fwm6" or ":" in key.address else "nft4"
+
+
+def _send(lines: list[str]) -> None:
+    """Give ipvsadm a list of commands. Raises IpvsRefused when it could not do one of them; the others are done."""
+    if not lines:
+        return
+    text = "".join(f"{line}\n" for line in lines)
+    done = process.run(["ipvsadm", "-R"], text=text, timeout_s=10.0 + len(lines) / 100, reason="IpvsFailed")
+    if done.returncode or done.stderr:
+        raise IpvsRefused(f"cannot change virtual servers: {process.first_line(done.stderr)}")

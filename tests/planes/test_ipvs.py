@@ -1,0 +1,260 @@
+"""Mode ipvs: the common scenarios on a kernel that has IPVS, and what only virtual servers can show.
+
+Where the own kernel has none, `make soak` runs them in a virtual machine, and here the node falls back.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents import ipvs
+from services_app.spec.kube_proxy import SCHEDULERS
+from tests.agents.test_node import eventually
+from tests.planes import guest
+from tests.planes.scenarios import AFFINE, Scenarios, both, reached
+from tests.planes.world import PATIENCE, VERSIONS, Given, World
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+]
+LACK = ipvs.lacks()
+IPVSADM = "/usr/sbin/ipvsadm"
+
+
+def hide_ipvsadm(world: World) -> None:
+    """As on a host where it is not installed."""
+    if world.node.run(["test", "-e", IPVSADM], check=False).returncode == 0:
+        world.node.run(["mount", "--bind", "/dev/null", IPVSADM])
+
+
+class TestFallback:
+    """A node that cannot; also on kernels that could."""
+
+    @pytest.fixture
+    def world(self) -> Iterator[World]:
+        with World("nftables") as world:
+            yield world
+
+    def test_without_ipvs_a_node_serves_in_another_mode_and_says_so(self, world: World) -> None:
+        hide_ipvsadm(world)
+        world.configure("ipvs")
+        world.send(web=Given({"inside": "ready"}))
+        assert world.serving["mode"] == "nftables"
+        (problem,) = world.serving["problems"]
+        assert problem["reason"] == "ModeFallback"
+        assert "not in mode ipvs: ipvsadm is not installed" in problem["message"]
+        assert not problem["blocking"]
+        for version in VERSIONS:
+            assert reached(world.node, world.way("web", "cluster ip", version), count=3) == {"inside"}
+        world.configure("nftables")
+        assert world.serving == {"mode": "nftables", "problems": []}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(400)
+@pytest.mark.skipif(not LACK, reason="this kernel has IPVS: the scenarios run on it")
+def test_the_scenarios_in_a_virtual_machine() -> None:
+    missing = [package for tool, package in guest.PACKAGES.items() if not shutil.which(tool)]
+    if missing:
+        subprocess.run(["sh", "services_app/local/install.sh", *missing], check=True)
+    options = "--strict-markers -p no:cacheprovider -p no:django --import-mode=importlib --timeout=150"
+    code, said = guest.run(
+        [sys.executable, "-m", "pytest", "-q", "-o", f"addopts={options}", "--confcutdir=tests/planes"]
+        + ["--color=no", "--durations=20", f"{Path(__file__).relative_to(Path.cwd())}::TestIpvs"],
+        environment={"TIMONEL_PATIENCE": "5"},
+        timeout_s=390,
+    )
+    assert code == 0, said
+    assert " passed" in said, said
+    print(said)
+
+
+def servers(world: World) -> dict[ipvs.Key, ipvs.Held]:
+    return ipvs.parse(world.node.run([IPVSADM, "-Ln"]).stdout)
+
+
+def server(world: World, service: str, way: str = "cluster ip", version: int = 4, kind: str = "tcp") -> ipvs.Held:
+    return servers(world)[ipvs.Key(kind, *world.way(service, way, version))]
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(bool(LACK), reason=LACK)
+class TestIpvs(Scenarios):
+    mode = "ipvs"
+
+    def assert_fair(self, shares: Counter[str], endpoints: int) -> None:
+        """Round robin: all the same but for one."""
+        assert len(shares) == endpoints
+        assert max(shares.values()) - min(shares.values()) <= 1, shares
+
+    @both
+    def test_a_client_is_forgotten_after_its_time(self, world: World, version: int) -> None:
+        """IPVS forgets a client when its last connection is forgotten too, minutes later; here only that it is told."""
+        world.send(web=Given(dict.fromkeys(("node", "inside", "other"), "ready"), "tcp", AFFINE))
+        for way in ("cluster ip", "node port", "external ip"):
+            assert server(world, "web", way, version).affinity_s == 600
+        world.send(web=Given(dict.fromkeys(("node", "inside", "other"), "ready"), "tcp"))
+        assert server(world, "web", version=version).affinity_s is None
+        way = world.way("web", "cluster ip", version)
+        assert reached(world.places["other"], way) == {"node", "inside", "other"}
+
+    @pytest.mark.parametrize("scheduler", SCHEDULERS)
+    def test_a_service_chooses_its_scheduler(self, world: World, scheduler: str) -> None:
+        endpoints = {"inside": "ready", "other": "ready"}
+        world.send(web=Given(endpoints, annotations={"timonel.io/ipvs-scheduler": scheduler}), plain=Given(endpoints))
+        for version in VERSIONS:
+            way = world.way("web", "cluster ip", version)
+            assert reached(world.node, way, count=4) <= {"inside", "other"}
+            assert server(world, "web", version=version).scheduler == scheduler
+            assert server(world, "plain", version=version).scheduler == "rr"
+
+    def test_a_node_has_a_scheduler_for_the_rest(self, world: World) -> None:
+        endpoints = {"inside": "ready", "other": "ready"}
+        world.send(web=Given(endpoints, annotations={"timonel.io/ipvs-scheduler": "sh"}), plain=Given(endpoints))
+        try:
+            world.configure(self.mode, ipvs_scheduler="lc")
+            assert (server(world, "web").scheduler, server(world, "plain").scheduler) == ("sh", "lc")
+        finally:
+            world.configure(self.mode)
+        assert (server(world, "web").scheduler, server(world, "plain").scheduler) == ("sh", "rr")
+
+    def test_a_virtual_server_that_somebody_deleted_comes_back(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        before = self.listing(world)
+        for damage in (
+            ["-D", "-t", "10.96.0.1:80"],
+            ["-d", "-t", "10.96.0.1:80", "-r", f"{world.own('inside', 4)}:8080"],
+            ["-E", "-t", "10.96.0.1:80", "-s", "lc"],
+            ["-C"],
+        ):
+            number = world.way("web", "cluster ip", 4)[0]
+            world.node.run([IPVSADM, *(word.replace("10.96.0.1", number) for word in damage)])
+            assert self.listing(world) != before
+            eventually(lambda: self.listing(world) == before, f"{damage} is repaired", 30)
+        assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
+
+    def test_somebody_elses_virtual_servers_stay(self, world: World) -> None:
+        world.node.run([IPVSADM, "-A", "-t", "192.0.2.99:80", "-s", "lc"])
+        try:
+            world.send(web=Given({"inside": "ready"}))
+            world.configure(self.mode)
+            assert ipvs.Key("tcp", "192.0.2.99", 80) in servers(world)
+        finally:
+            world.node.run([IPVSADM, "-D", "-t", "192.0.2.99:80"])
+
+    @both
+    def test_an_endpoint_that_left_keeps_its_connections_and_then_goes(self, world: World, version: int) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        way, client = world.way("web", "cluster ip", version), world.places["other"]
+        client.stream("kept", *way, kept=True, timeout_s=2)
+        eventually(
+            lambda: any(count for _, count in server(world, "web", version=version).endpoints.values()), "it is on"
+        )
+        world.send(web=Given({"neighbour": "ready"}))
+        weights = {name: weight for name, (weight, _) in server(world, "web", version=version).endpoints.items()}
+        assert sorted(weights.values()) == [0, 1]
+        assert reached(client, way, count=4) == {"neighbour"}
+        time.sleep(2.5)  # the agent has looked meanwhile
+        kept = client.stream_end("kept")
+        assert (kept["failed"], kept["backends"].keys()) == (0, {"inside"}), kept
+        assert len(server(world, "web", version=version).endpoints) == 2
+        # What nobody has a connection to goes at once; UDP's always.
+        world.send(web=Given({"other": "ready"}), dns=Given({"inside": "ready"}, "udp"))
+        world.send(dns=Given({"other": "ready"}, "udp"))
+        assert len(server(world, "dns", version=version, kind="udp").endpoints) == 1
+
+    def test_endpoints_without_connections_are_taken_off(self, world: World) -> None:
+        world.send(idle=Given({"inside": "ready"}))
+        world.send(idle=Given({"other": "ready"}))
+        eventually(lambda: len(server(world, "idle").endpoints) == 1, "the endpoint that left is gone", 30)
+        world.send(idle=Given({}))
+        key = ipvs.Key("tcp", *world.way("idle", "cluster ip", 4))
+        eventually(lambda: key not in servers(world), "the virtual server without endpoints is gone", 30)
+
+    def test_switching_modes(self, world: World) -> None:
+        """To ipvs no connection is lost; back none of the new ones fails."""
+        world.configure("nftables")
+        world.send(web=Given({"inside": "ready", "neighbour": "ready"}))
+        assert self.listing(world) == {}
+        client = world.places["outside"]
+        client.stream("kept", *world.way("web", "node port", 4), kept=True)
+        client.stream("new", *world.way("web", "node port", 4), timeout_s=3)
+        world.configure("ipvs")
+        assert world.serving == {"mode": "ipvs", "problems": []}
+        assert "table ip timonel\n" not in world.node.run(["nft", "list", "tables"]).stdout
+        assert "timonel_ipvs" in world.node.run(["nft", "list", "tables"]).stdout
+        time.sleep(0.5)
+        kept = client.stream_end("kept")
+        assert kept["failed"] == 0, kept
+        world.configure("nftables")
+        assert self.listing(world) == {}
+        time.sleep(0.5)
+        new = client.stream_end("new")
+        assert new["failed"] == 0, new
+        world.configure("ipvs")
+
+    def test_what_was_missing_is_looked_for_again(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        world.node.run(["mount", "--bind", "/dev/null", IPVSADM])
+        world.configure("nftables")
+        world.configure("ipvs")
+        assert world.serving["mode"] == "nftables"
+        world.node.run(["umount", IPVSADM])
+        eventually(
+            lambda: world.agent.ask("ping")["serving"] == {"mode": "ipvs", "problems": []}, "the mode is possible", 90
+        )
+        assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
+
+    def listing(self, world: World) -> Any:
+        found: dict[str, Any] = {}
+        for key, held in servers(world).items():
+            weights = {name: weight for name, (weight, _) in held.endpoints.items() if weight}
+            if held.is_ours and weights:
+                found[str(key)] = held.scheduler, held.affinity_s, weights
+        tables = world.node.run(["nft", "list", "ruleset"]).stdout
+        for table in ("ip timonel_ipvs", "ip6 timonel_ipvs"):
+            if f"table {table} " in tables:
+                text = world.node.run(["nft", "list", "set", *table.split(), "generation"]).stdout
+                rules = world.node.run(["nft", "list", "chain", *table.split(), "services"]).stdout
+                found[table] = text, rules
+        for version in ("-4", "-6"):
+            rules = world.node.run(["ip", version, "rule", "show", "priority", ipvs.PRIORITY], check=False).stdout
+            routes = world.node.run(["ip", version, "route", "show", "table", ipvs.TABLE], check=False).stdout
+            if rules or routes:
+                found[version] = rules, routes
+        for name in ipvs.SETTINGS:
+            value = world.node.run(["cat", f"/proc/sys/{name}"]).stdout.strip()
+            if value != "0":
+                found[name] = value
+        return found
+
+    def damage(self, world: World) -> None:
+        self.before = self.listing(world)
+        for key, held in servers(world).items():
+            if key.address.startswith(("10.96.", "fd00:10:96:")) and held.is_ours:
+                world.node.run([IPVSADM, "-D", *str(key).split()])
+        script = "".join(
+            f"flush chain {ip} timonel_ipvs services\nflush set {ip} timonel_ipvs generation\n" for ip in ("ip", "ip6")
+        )
+        world.node.run(["nft", "-f", "-"], input=script)
+        world.node.run(["ip", "rule", "del", "priority", ipvs.PRIORITY])
+
+    def wait_for_repair(self, world: World) -> None:
+        eventually(lambda: self.listing(world) == self.before, "all is as it was", 20 * PATIENCE)
+
+    def foreign(self, world: World) -> str:
+        rules = world.node.run(["nft", "list", "ruleset"]).stdout.split("\ntable ")
+        others = [text for text in rules if "timonel" not in text.split("{")[0]]
+        others += [
+            line for line in world.node.run(["ip", "rule"]).stdout.splitlines() if f"lookup {ipvs.TABLE}" not in line
+        ]
+        return "\n".join([*others, world.node.run(["ip", "-br", "link"]).stdout])
