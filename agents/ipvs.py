@@ -44,6 +44,7 @@ SETTINGS = {
     "net/ipv4/vs/expire_quiescent_template": "1",
 }
 MAX_COMPARE_S = 30.0
+DRAIN_S = 2.0
 _SHARE = 25  # a comparison of all virtual servers may take one part in so many of the time
 _GROUP = 0x0FFFFFFF
 _FLAGS = nftables.SOURCE_RANGES | nftables.LOCAL_POLICY
@@ -351,6 +352,9 @@ class Held:
     is_ours: bool
     endpoints: dict[str, tuple[int, int]]
 
+    def has_connections(self) -> bool:
+        return any(count for _, count in self.endpoints.values())
+
     def is_like(self, server: Server, leaving: Iterable[str]) -> bool:
         """Whether it is what it should be; leaving: endpoints that may be there with weight 0."""
         others = {name: weight for name, (weight, _) in self.endpoints.items() if server.endpoints.get(name) != weight}
@@ -520,7 +524,7 @@ class Servers:
         _send(first)
         self._tables.commit(marked)
         _send(then)
-        self._is_known = True
+        self._be_known()
 
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """See Plane. What is right already is left alone."""
@@ -534,13 +538,13 @@ class Servers:
         _send(first)
         self._tables.refill(_marked(elements), links)
         _send(then)
-        self._is_known = True
+        self._be_known()
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """See Plane."""
         self._recall(elements)
         self._tables.take_over(_marked(elements), links)
-        self._is_known = True
+        self._be_known()
 
     def is_as_left(self, elements: Elements | None) -> bool:
         """See Plane. Virtual servers are compared as often as their number allows, at least every MAX_COMPARE_S."""
@@ -609,20 +613,27 @@ class Servers:
             server = self._servers.get(key)
             if server is None:
                 continue
-            if not server.endpoints and not leaving:
+            if server.endpoints or leaving:
+                then += [f"-d {key} -r {name}" for name in sorted(names)]
+            else:
                 then.append(f"-D {key}")
                 del self._servers[key]
-            else:
-                then += [f"-d {key} -r {name}" for name in sorted(names)]
+            if not leaving:
+                self._leaving.pop(key, None)
         _send(first + then)
+        self._be_known()
         return self._tables.set_links(links)
 
     def delete(self) -> None:
-        """See Plane."""
+        """See Plane. Connections get DRAIN_S to end: another mode cannot go on with them."""
         self._forget()
+        has_servers = process.find("ipvsadm") is not None and _SERVERS.exists()
+        deadline = time.monotonic() + DRAIN_S
+        while has_servers and time.monotonic() < deadline and any(map(Held.has_connections, self._mine().values())):
+            time.sleep(0.1)
         self._tables.delete()
-        if process.find("ipvsadm") is not None and _SERVERS.exists():
-            _send([f"-D {key}" for key, server in read().items() if self._is_mine(key, server)])
+        if has_servers:
+            _send([f"-D {key}" for key in self._mine()])
         self._made.clear()
         if process.find("ip") is not None:
             for version in ("-4", "-6"):
@@ -639,8 +650,14 @@ class Servers:
 
     # What is wanted, and what was made of it
 
+    def _be_known(self) -> None:
+        self._is_known, self._made = True, set(self._servers)
+
     def _is_mine(self, key: Key, held: Held) -> bool:
         return held.is_ours or key in self._made
+
+    def _mine(self) -> dict[Key, Held]:
+        return {key: held for key, held in read().items() if self._is_mine(key, held)}
 
     def _server(self, key: Key) -> Server | None:
         return self._wanted[_driver(key)].server(key)
@@ -694,10 +711,8 @@ class Servers:
             then += after
             if new is not None and (new.endpoints or leaving):
                 servers[key] = new
-                self._made.add(key)
             else:
                 servers.pop(key, None)
-                self._made.discard(key)
             if not leaving:
                 del self._leaving[key]
         return first, then

@@ -90,6 +90,7 @@ def _image() -> Path:
     if image.is_dir():
         return image
     DIRECTORY.mkdir(parents=True, exist_ok=True)
+    _said("apt-get", "update", "-qq")
     said = _said("apt-cache", "depends", "linux-image-amd64")
     package = re.search(r"Depends: (linux-image-\S+)", said)
     if package is None:

@@ -37,6 +37,7 @@ class Scenarios:
 
     mode: ClassVar[str]
     tries_another: ClassVar[bool] = False  # when an endpoint does not take a connection
+    steps: ClassVar[int] = 40  # of a random walk
 
     def test_every_row_of_the_table(self, world: World) -> None:
         world.send(**SERVICES)
@@ -209,7 +210,7 @@ class Scenarios:
         """What many small changes left is what one refill makes."""
         choice = random.Random(11)
         places = ("node", "inside", "other", "neighbour")
-        for _ in range(40):
+        for _ in range(self.steps):
             number = choice.randrange(6)
             spec: dict[str, Any] = {
                 "internalTrafficPolicy": choice.choice(["Cluster", "Local"]),
