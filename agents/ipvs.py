@@ -209,7 +209,7 @@ def _endpoint(address: str, port: int) -> str:
 
 @dataclass(frozen=True)
 class Server:
-    """endpoints: "address:port" -> weight. affinity_s: how long a client keeps its endpoint."""
+    """endpoints: "address:port" -> weight, 0 for those that take nobody new. affinity_s: how long a client keeps its endpoint."""
 
     scheduler: str
     affinity_s: int | None
@@ -306,9 +306,10 @@ class Wanted:
                 return None
             group = frontend.group
         held = self._view.group(group)
-        endpoints = Counter(_endpoint(*endpoint) for endpoint in held.endpoints)
-        chosen = self._schedulers.get(group) or self._schedulers.get("")
-        scheduler = chosen or (DEFAULT_SCHEDULER if len({*endpoints.values()}) < 2 else "wrr")
+        weights = Counter(_endpoint(*endpoint) for endpoint in held.endpoints)
+        endpoints = {**{_endpoint(*endpoint): 0 for endpoint in held.kept}, **weights}
+        by_default = self._schedulers.get("") or (DEFAULT_SCHEDULER if len({*weights.values()}) < 2 else "wrr")
+        scheduler = self._schedulers.get(group) or ("mh" if held.is_by_source_hash else by_default)
         affinity_s = held.affinity_s
         if affinity_s is not None and key.kind.startswith("fwm"):
             # IPVS does not translate the port where clients are remembered by mark; their hash keeps them as well.
@@ -543,6 +544,10 @@ class Servers:
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """See Plane."""
         self._recall(elements)
+        for key in self._servers.keys() & self._everything():
+            if server := self._server(key):
+                self._servers[key] = server
+                self._leaving.get(key, set()).difference_update(server.endpoints)
         self._tables.take_over(_marked(elements), links)
         self._be_known()
 

@@ -50,8 +50,10 @@ ELEMENTS = {
     "to_cluster 0x60000002": "0x00000001",
     "to_cluster 0x40000002": "0x00000001",
     "groups 0x00000001": "goto aff_600_2",
-    "slots 0x00000001 . 0": "10.1.0.1 . 8080",
-    "slots 0x00000001 . 1": "10.1.0.2 . 8080",
+    "slots 0x00000001 . 1": "10.1.0.1 . 8080",
+    "slots 0x00000001 . 2": "10.1.0.2 . 8080",
+    "pick 0x00000001 . 0": "1",
+    "pick 0x00000001 . 1": "2",
     "groups 0x00000002": "goto lb_1",
     "slots 0x00000002 . 0": "10.1.0.1 . 8080",
     "frontends 10.96.0.2 . udp . 53": "0x00000003",
@@ -104,11 +106,22 @@ def test_an_endpoint_in_more_slots_takes_more_connections():
     assert server == Server("wrr", None, {"10.1.0.1:8080": 1, "10.1.0.2:8080": 2})
 
 
+def test_an_endpoint_of_weight_0_keeps_what_it_has():
+    wanted = a_wanted(elements={**ELEMENTS, "slots 0x00000002 . 1": "10.1.0.2 . 8080"})
+    assert wanted.server(Key("tcp", "203.0.113.1", 80)) == Server("rr", None, {"10.1.0.1:8080": 1, "10.1.0.2:8080": 0})
+
+
+def test_a_client_is_served_by_its_hash_where_the_service_says_so():
+    elements = {**ELEMENTS, "groups 0x00000002": "goto hash_1"}
+    assert a_wanted({"": "lc"}, elements).server(Key("tcp", "203.0.113.1", 80)).scheduler == "mh"
+    assert a_wanted({"0x00000002": "sh"}, elements).server(Key("tcp", "203.0.113.1", 80)).scheduler == "sh"
+
+
 SERVERS = st.none() | st.builds(
     Server,
     st.sampled_from(["rr", "lc"]),
     st.none() | st.just(600),
-    st.dictionaries(st.sampled_from([f"10.1.0.{n}:80" for n in range(4)]), st.integers(1, 3)),
+    st.dictionaries(st.sampled_from([f"10.1.0.{n}:80" for n in range(4)]), st.integers(0, 3)),
     st.just(False),
 )
 
@@ -165,6 +178,7 @@ def test_deltas_ask_for_what_all_elements_ask_for():
             f"to_cluster 0x4000000{number}": f"0x0000000{choice.randrange(1, 4)}",
             f"groups 0x0000000{number}": choice.choice(["goto lb_1", "goto refuse", "drop", "goto aff_9_1"]),
             f"slots 0x0000000{number} . {choice.randrange(2)}": f"10.1.0.{choice.randrange(1, 4)} . 80",
+            f"pick 0x0000000{number} . 0": str(choice.randrange(2)),
             "without_node_ports 192.0.2.64/26": "",
         }
         changed = choice.sample(sorted(pool), 2)
