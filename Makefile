@@ -15,7 +15,7 @@ compose-check: .venv packages ## docker-compose.yml with a container engine; wit
 	$(PY) manage.py compose_check $(if $(REQUIRED),--required)
 
 test: lint packages           ## every check but the long ones
-	$(PY) -m pytest -m "not soak" -q -n 2 --dist loadfile
+	$(PY) -m pytest -m "not soak" -q -n 3 --dist loadfile
 
 soak: .venv packages          ## outages, loads, fuzzing in bulk
 	$(PY) -m pytest -m soak -q
