@@ -138,7 +138,10 @@ def _say(line: str) -> None:
 
 def _end_servers() -> None:
     """End the servers that run with our files, even if their pid files are lost."""
-    ours = (str(DIRECTORY / "dns").encode() + b"/", str(DIRECTORY / "health").encode())
+    ours = (
+        *(str(DIRECTORY / name).encode() + b"/" for name in ("dns", "userspace")),
+        str(DIRECTORY / "health").encode(),
+    )
     here = os.readlink("/proc/self/ns/pid")
     for entry in Path("/proc").iterdir():
         try:

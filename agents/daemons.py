@@ -17,33 +17,42 @@ from agents.errors import AgentError
 class Daemon:
     """A server that puts itself into the background and writes a pid file."""
 
-    def __init__(self, command: Sequence[str], pid_file: Path, log: Path) -> None:
-        """command: makes the server and ends once it runs."""
+    def __init__(self, command: Sequence[str], pid_file: Path, log: Path, part: str = "Dns") -> None:
+        """command: makes the server and ends once it runs. part: what failures are called, DnsMissing and DnsFailed."""
         self.command, self.pid_file, self.log = list(command), pid_file, log
         self.name = command[0]
+        self._missing, self._failed = f"{part}Missing", f"{part}Failed"
 
     @property
     def pid(self) -> int | None:
         """The running server's, None when it does not run."""
         try:
             number = int(self.pid_file.read_text().strip() or 0)
-            words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+            name = Path(f"/proc/{number}/comm").read_text().strip()
+            is_alive = bool(
+                Path(f"/proc/{number}/cmdline").read_bytes()
+            )  # of what nobody has waited for nothing is left
         except (OSError, ValueError):
             return None
         # The pid may be somebody else's by now.
-        return number if os.path.basename(words[0]).decode(errors="replace") == self.name else None
+        return number if name == self.name and is_alive else None
 
     def start(self, timeout_s: float = 10.0) -> None:
         """Start it unless it runs. Raises AgentError DnsMissing, DnsFailed."""
-        if self.pid is not None:
-            return
+        if self.pid is None:
+            self.replace(timeout_s=timeout_s)
+
+    def replace(self, *options: str, timeout_s: float = 10.0) -> None:
+        """Start another beside the one that runs, if any; options: how it takes over from that. Raises as `start`."""
         path = process.find(self.name)
         if path is None:
-            raise AgentError("DnsMissing", f"cannot serve names: {self.name} is not installed. Install its package")
-        self.pid_file.unlink(missing_ok=True)
+            raise AgentError(self._missing, f"cannot run {self.name}: it is not installed. Install its package")
+        before = self.pid
+        if before is None:
+            self.pid_file.unlink(missing_ok=True)
         with open(self.log, "ab") as log:
             started = subprocess.Popen(
-                [path, *self.command[1:]],
+                [path, *self.command[1:], *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -55,13 +64,13 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 started.kill()
                 started.wait()
-                raise AgentError("DnsFailed", f"{self.name} does not start within {timeout_s:g} s") from None
+                raise AgentError(self._failed, f"{self.name} does not start within {timeout_s:g} s") from None
         if code:
-            raise AgentError("DnsFailed", f"{self.name} does not start (exit code {code}): {self._last_words()}")
+            raise AgentError(self._failed, f"{self.name} does not start (exit code {code}): {self._last_words()}")
         deadline = time.monotonic() + timeout_s
-        while self.pid is None:
+        while self.pid in (None, before):
             if time.monotonic() > deadline:
-                raise AgentError("DnsFailed", f"{self.name} ended right after its start: {self._last_words()}")
+                raise AgentError(self._failed, f"{self.name} ended right after its start: {self._last_words()}")
             time.sleep(0.01)
 
     def reload(self) -> None:

@@ -229,6 +229,11 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
     }
 
 
+def policies(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Chain -> (its hook, its rules), of what decides which group a connection belongs to; `groups` says what follows."""
+    return {name: chain for name, chain in _fixed_chains(family).items() if name != "postrouting"}
+
+
 def _to_slot(family: Family) -> tuple[str, ...]:
     return (
         f"meta l4proto {{ tcp, udp, sctp }} dnat {family.ip} to ct mark . meta priority map @slots",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from agents import iptables, ipvs, nftables
+from agents import iptables, ipvs, nftables, userspace
 from agents.errors import AgentError
 from agents.state import Change, Element, Refusal
 
@@ -75,6 +75,7 @@ KINDS: dict[str, Kind] = {
     "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
     "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks, iptables.judge),
     "ipvs": Kind(lambda directory, run_directory: ipvs.Servers(directory), ipvs.lacks),
+    "userspace": Kind(userspace.Userspace, userspace.lacks, userspace.judge),
 }
 
 

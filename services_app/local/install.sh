@@ -20,6 +20,9 @@ else
     need ssh openssh-client
     need ip iproute2
     need conntrack conntrack
+    need haproxy haproxy
+    need nginx nginx-light
+    ls /usr/lib/nginx/modules/ngx_stream_module.so >/dev/null 2>&1 || missing="$missing libnginx-mod-stream"
     need knotd knot
     need unbound unbound
     need dig bind9-dnsutils

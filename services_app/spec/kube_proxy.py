@@ -21,7 +21,7 @@ NAMESPACE, NAME, KEY = "kube-system", "kube-proxy", "config.conf"
 ANNOTATION = "timonel.io/kube-proxy-configuration"
 API_VERSION, KIND = "kubeproxy.config.k8s.io/v1alpha1", "KubeProxyConfiguration"
 PRIMARY = "primary"
-MODES = ("nftables", "iptables", "ipvs")
+MODES = ("nftables", "iptables", "ipvs", "userspace")
 SCHEDULERS = ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh")  # of IPVS
 SCHEDULER_ANNOTATION = "timonel.io/ipvs-scheduler"  # of a Service
 # What something is done about; the rest is read and judged, so that a file of kubeadm's may be used as it is.

@@ -70,7 +70,8 @@ class Scenarios:
             return f"{told}, not {sorted(names)}"
         for answer in answers:
             wanted = sees.get(answer["backend"])
-            if wanted and answer["client"] != world.own(row.client if wanted == "client" else "node", version):
+            at_node = world.node_towards(answer["backend"], version)
+            if wanted and answer["client"] != (world.own(row.client, version) if wanted == "client" else at_node):
                 return f"{row} in IPv{version}: {answer['backend']} sees {answer['client']}, not the {wanted}"
         return ""
 

@@ -17,7 +17,7 @@ INTERNAL_LOCAL = {"internalTrafficPolicy": "Local"}
 @dataclass(frozen=True)
 class Row:
     """outcome: the endpoints that answer, or REFUSED or DROPPED. sees: endpoint -> whose address it sees, "client" or
-    "node"; endpoints without a word may see either. but: mode -> outcome and what is seen, where they differ.
+    "node" (its address on the endpoint's link); endpoints without a word may see either. but: mode -> outcome and what is seen, where they differ.
     """
 
     service: str
@@ -76,7 +76,9 @@ def _rows() -> list[Row]:
                 sees = {name: "node" if name == "neighbour" else "client" for name in outcome}
             elif isinstance(outcome, frozenset) and client == "node":
                 sees = {name: "client" for name in outcome if name == "neighbour"}
-            rows.append(Row(f"{service}_{protocol}", client, way, outcome, sees))
+            # A proxy's connection is its own, whoever asked for it.
+            by_proxy = dict.fromkeys(outcome, "node") if isinstance(outcome, frozenset) else {}
+            rows.append(Row(f"{service}_{protocol}", client, way, outcome, sees, {"userspace": (outcome, by_proxy)}))
 
         for way in all_ways:
             clients = ("node", "other") if way == "cluster ip" else ("node", "other", "outside")

@@ -6,6 +6,7 @@ address 203.0.113.(100 + n), node port 30000 + n; in IPv6 with the same last num
 
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -102,6 +103,12 @@ class World:
     def own(self, place: str, version: int) -> str:
         """A place's own address."""
         return self.places[place].address if version == 4 else self.places[place].address6
+
+    def node_towards(self, place: str, version: int) -> str:
+        """The node's address on the link where a place is; its containers are behind a bridge."""
+        if place in ("inside", "other"):
+            return re.sub(r"[0-9]+$", "1", self.own(place, version))
+        return self.own("node", version)
 
     def way(self, service: str, way: str, version: int) -> tuple[str, int]:
         """Where a Service is reached: "cluster ip", "node port", "external ip", "balancer"."""

@@ -1,0 +1,768 @@
+"""Mode userspace: connections are redirected to ports of this host, where proxies take them to endpoints.
+
+Tables `ip timonel_userspace` and `ip6 timonel_userspace` have the maps and policies of mode nftables. Only what a group
+leads to differs: a TCP group to its listener in HAProxy (`listeners`), which takes the endpoints in turn and tries
+another when one does not answer; a UDP group to a chain of its own, which takes the endpoints in turn for each flow and
+redirects to nginx' port of the endpoint. Ports are random and nobody's else; who comes to them without having been
+redirected is rejected. They stay the same as long as what they are for, and some more listen already, so that a new
+Service seldom needs another process of HAProxy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import random
+import shutil
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from agents import conntrack, nftables, process, proxies
+from agents.errors import AgentError, NftRefused, Refused
+from agents.nftables import Family
+from agents.proxies import Endpoint, Listener
+from agents.state import Change, Element, Refusal
+from agents.view import Group, View, protocols
+
+logger = logging.getLogger(__name__)
+
+Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
+GroupKey = tuple[str, str]  # driver, the group's id
+
+TABLE = "timonel_userspace"
+PORTS = (*range(20000, 30000), *range(61000, 65536))  # beside those for node ports and the usual ones of clients
+_EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_PASSED_ON = (
+    "frontends",
+    "nodeports",
+    "to_cluster",
+    "cluster_ips",
+    "pod_cidrs",
+    "source_ranges",
+    "without_node_ports",
+)
+_SPARE_LISTENERS = 8  # of each kind at least, when they are made; an eighth of those in use at least
+_SETTLE_S = 0.1  # until HAProxy has accepted what was redirected to it last
+_MODULUS = 1 << 128
+
+
+def lacks() -> str:
+    """What this host has not, "" for nothing."""
+    return proxies.lacks()
+
+
+def judge(resources: Mapping[Element, str]) -> Refusal | None:
+    """Why an owner cannot be served in this mode, None when it can."""
+    if "sctp" in protocols((key, value) for (_, key), value in resources.items()):
+        return Refusal(
+            "ProtocolUnsupported",
+            "mode userspace does not proxy SCTP; have this node serve in mode nftables, iptables or ipvs",
+        )
+    slots = Counter((driver, key.split()[1]) for driver, key in resources if key.startswith("slots "))
+    if slots and max(slots.values()) > proxies.MAX_SERVERS:
+        why = f"mode userspace takes {proxies.MAX_SERVERS} endpoints of a Service's port, not {max(slots.values())}"
+        return Refusal("TooManyEndpoints", why)
+    return None
+
+
+@dataclass(frozen=True)
+class News:
+    """What an assignment of ports brought: any change; TCP or UDP ports that nobody listens on yet."""
+
+    is_any: bool
+    has_tcp: bool
+    has_udp: bool
+
+    def __bool__(self) -> bool:
+        return self.is_any
+
+
+class Ports:
+    """Which port of this host is for what; in a file, so that a new process of the agent knows it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.listeners: dict[GroupKey, Listener] = {}
+        self.spare: set[Listener] = set()
+        self.udp: dict[Endpoint, int] = {}
+        self.peer = 0
+        try:
+            held = json.loads(path.read_text())
+            for driver, group, *listener in held["listeners"]:
+                self.listeners[driver, group] = Listener(*listener)
+            self.spare = {Listener(*listener) for listener in held["spare"]}
+            self.udp = {(address, port): own for address, port, own in held["udp"]}
+            self.peer = held["peer"]
+        except (OSError, ValueError, TypeError, KeyError):
+            self.listeners, self.spare, self.udp, self.peer = {}, set(), {}, 0
+
+    @property
+    def tcp(self) -> set[Listener]:
+        """Every listener, in use or not."""
+        return {*self.listeners.values(), *self.spare}
+
+    def save(self) -> None:
+        """Raises AgentError DiskFull."""
+        held = {
+            "listeners": [[*key, *_fields(listener)] for key, listener in self.listeners.items()],
+            "spare": [_fields(listener) for listener in self.spare],
+            "udp": [[*endpoint, port] for endpoint, port in self.udp.items()],
+            "peer": self.peer,
+        }
+        new = self._path.with_name(self._path.name + ".new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(held))
+            os.replace(new, self._path)
+        except OSError as err:
+            raise AgentError("DiskFull", f"cannot write {self._path}: {err.strerror}") from err
+
+    def take(self, key: GroupKey, version: int, affinity_s: int) -> bool:
+        """Give a group a listener of this kind; whether it is one that nobody listens on yet."""
+        if found := next((one for one in self.spare if (one.version, one.affinity_s) == (version, affinity_s)), None):
+            self.spare.discard(found)
+            self.listeners[key] = found
+            return False
+        self.listeners[key] = Listener(version, self._free(socket.SOCK_STREAM), affinity_s)
+        return True
+
+    def assign(self, served: Mapping[GroupKey, Served | None]) -> News:
+        """Give these groups the ports they need, and take back what they do not, which is not spare yet."""
+        changed = has_tcp = has_udp = False
+        for key, one in served.items():
+            has, version = self.listeners.get(key), 4 if key[0] == nftables.IPV4.driver else 6
+            wanted = (version, one.group.affinity_s or 0) if one and one.is_tcp else None
+            if wanted != ((has.version, has.affinity_s) if has else None):
+                changed = True
+                self.listeners.pop(key, None)
+                if wanted and self.take(key, *wanted):
+                    has_tcp = True
+            for endpoint in one.udp_endpoints if one else ():
+                if endpoint not in self.udp:
+                    self.take_udp(endpoint)
+                    changed = has_udp = True
+        return News(changed, has_tcp, has_udp)
+
+    def drop_udp(self, kept: Set[Endpoint]) -> None:
+        """Take back the ports of endpoints that are not among these."""
+        self.udp = {endpoint: port for endpoint, port in self.udp.items() if endpoint in kept}
+
+    def trial(self) -> Ports:
+        """Another that may be changed without harm."""
+        other = Ports(self._path)
+        other.listeners, other.spare, other.udp = dict(self.listeners), set(self.spare), dict(self.udp)
+        other.peer = self.peer
+        return other
+
+    def take_udp(self, endpoint: Endpoint) -> None:
+        """Give an endpoint a port."""
+        self.udp[endpoint] = self._free(socket.SOCK_DGRAM)
+
+    def stock(self) -> None:
+        """Have spare listeners of every kind in use, and not too many."""
+        in_use = Counter((one.version, one.affinity_s) for one in self.listeners.values())
+        spare: dict[tuple[int, int], list[Listener]] = {}
+        for one in sorted(self.spare):
+            spare.setdefault((one.version, one.affinity_s), []).append(one)
+        self.spare = set()
+        for kind, count in in_use.items():
+            wanted, held = max(_SPARE_LISTENERS, count // 8), spare.get(kind, [])
+            self.spare |= set(held[: 2 * wanted])
+            with contextlib.suppress(Refused):  # without any it works as well
+                for _ in range(wanted - len(held)):
+                    self.spare.add(Listener(kind[0], self._free(socket.SOCK_STREAM), kind[1]))
+
+    def settle(self, *, is_haproxy_running: bool, is_nginx_running: bool) -> None:
+        """Have every port free that must be opened: somebody may have taken it since it was chosen."""
+        if not self.peer:
+            self.peer = self._free(socket.SOCK_STREAM)
+        if not is_haproxy_running:
+            self.spare = {one for one in self.spare if proxies.is_free(socket.SOCK_STREAM, one.port)}
+            for key, one in list(self.listeners.items()):
+                if not proxies.is_free(socket.SOCK_STREAM, one.port):
+                    self.listeners[key] = Listener(one.version, self._free(socket.SOCK_STREAM), one.affinity_s)
+            if not proxies.is_free(socket.SOCK_STREAM, self.peer):
+                self.peer = self._free(socket.SOCK_STREAM)
+        if not is_nginx_running:
+            for endpoint, port in list(self.udp.items()):
+                if not proxies.is_free(socket.SOCK_DGRAM, port):
+                    self.take_udp(endpoint)
+
+    @cached_property
+    def _candidates(self) -> list[int]:
+        try:
+            first, last = (int(word) for word in _EPHEMERAL.read_text().split())
+        except (OSError, ValueError):
+            first, last = 32768, 60999
+        return [port for port in PORTS if not first <= port <= last]
+
+    def _free(self, kind: socket.SocketKind) -> int:
+        """A random port that nobody uses. Raises Refused when there is none."""
+        taken = {self.peer, *(one.port for one in self.tcp)} if kind == socket.SOCK_STREAM else {*self.udp.values()}
+        for port in random.sample(self._candidates, len(self._candidates)):
+            if port not in taken and proxies.is_free(kind, port):
+                return port
+        raise Refused("PortsExhausted", f"mode userspace has no port left for another listener: {len(taken)} are taken")
+
+
+def _fields(listener: Listener) -> tuple[int, int, int]:
+    return listener.version, listener.port, listener.affinity_s
+
+
+# The tables
+
+
+def _declarations(family: Family) -> dict[str, str]:
+    """Name -> declaration of every set and map that is emptied by a refill; not of `affinity`."""
+    shared = family.sets
+    return {
+        **{name: shared[name] for name in (*_PASSED_ON, "groups", "generation")},
+        "listeners": "map listeners { type mark : inet_service; }",
+    }
+
+
+def _guard(family: Family, ports: Ports) -> str:
+    """A script that keeps everybody off the listeners who was not redirected; may be run at any time."""
+    version = _version(family)
+    guarded = [f"tcp . {one.port}" for one in sorted(ports.tcp) if one.version == version]
+    guarded += [f"udp . {port}" for (address, _), port in ports.udp.items() if (":" in address) == (version == 6)]
+    table = f"{family.ip} {TABLE}"
+    uid = proxies.user_id()
+    lines = [
+        f"table {table} {{",
+        "\tset guarded { type inet_proto . inet_service; }",
+        "\tset peer { type inet_service; }",
+        "\tchain guard { type filter hook input priority filter; policy accept; }",
+        "\tchain guard_peer { type filter hook output priority filter; policy accept; }",
+        "}",
+        f"flush chain {table} guard",
+        f"flush chain {table} guard_peer",
+        f"flush set {table} guarded",
+        f"flush set {table} peer",
+        f"table {table} {{",
+        "\tchain guard {",
+        "\t\tmeta l4proto . th dport @guarded ct status ! dnat meta l4proto tcp reject with tcp reset",
+        "\t\tmeta l4proto . th dport @guarded ct status ! dnat reject",
+        "\t}",
+        "\tchain guard_peer {",
+        f'\t\toifname "lo" tcp dport @peer meta skuid != {uid} reject with tcp reset',
+        "\t}",
+        "}",
+    ]
+    if guarded:
+        lines.append(f"add element {table} guarded {{ {', '.join(guarded)} }}")
+    if ports.peer:
+        lines.append(f"add element {table} peer {{ {ports.peer} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _skeleton(family: Family) -> str:
+    """Everything but elements, guards and UDP groups' chains; loadable over an empty kernel and over an older self."""
+    # What a proxy sends is no translated packet: the mark for that stays out.
+    chains = {
+        name: (hook, tuple(rule for rule in rules if not rule.startswith("meta mark set")))
+        for name, (hook, rules) in nftables.policies(family).items()
+    }
+    chains["to_haproxy"] = ("", ("meta l4proto tcp redirect to :ct mark map @listeners", "drop"))
+    table = f"{family.ip} {TABLE}"
+    affinity = f"map affinity {{ {family.affinity}; size 1048576; flags dynamic,timeout; }}"
+    lines = [f"table {table} {{", *(f"\t{text}" for text in (*_declarations(family).values(), affinity))]
+    lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
+    lines.append("}")
+    lines += [f"flush chain {table} {name}" for name in chains]
+    lines.append(f"table {table} {{")
+    for name, (_, rules) in chains.items():
+        lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
+    lines.append("}")
+    return "\n".join(lines) + "\n"
+
+
+def _generation(family: Family, elements: int) -> str:
+    skeleton = int.from_bytes(hashlib.sha256(_skeleton(family).encode()).digest()[:16], "big")
+    return str(IPv6Address((elements + skeleton) % _MODULUS))
+
+
+def _udp_rules(family: Family, group: Group, ports: Mapping[Endpoint, int]) -> str:
+    """The rules of a UDP group's chain: one endpoint's port after the other, or the one the client had."""
+    own = [ports[endpoint] for endpoint in group.endpoints]
+    if group.affinity_s is None:
+        turns = ", ".join(f"{turn} : {port}" for turn, port in enumerate(own))
+        return f"meta l4proto udp redirect to :numgen inc mod {len(own)} map {{ {turns} }}"
+    # meta priority is the scratch register for a port because its type (classid) has a name; see agents/nftables.py.
+    remembered = f"{family.client} . ct mark"
+    different = list(dict.fromkeys(own))
+    known = ", ".join(_classid(port) for port in different)
+    turns = ", ".join(f"{turn} : {_classid(port)}" for turn, port in enumerate(own))
+    back = ", ".join(f"{_classid(port)} : {port}" for port in different)
+    return "\n".join(
+        (
+            "meta priority set none",
+            f"meta priority set {remembered} map @affinity",
+            f"meta priority != {{ {known} }} delete @affinity {{ {remembered} : meta priority }}",
+            f"meta priority != {{ {known} }} meta priority set numgen inc mod {len(own)} map {{ {turns} }}",
+            f"update @affinity {{ {remembered} timeout {group.affinity_s}s : meta priority }}",
+            f"meta l4proto udp redirect to :meta priority map {{ {back} }}",
+        )
+    )
+
+
+def _classid(port: int) -> str:
+    return f"0:{port:x}"
+
+
+def _version(family: Family) -> int:
+    return 4 if family is nftables.IPV4 else 6
+
+
+def _commands(family: Family, verb: str, elements: Mapping[str, str]) -> list[str]:
+    """The commands that add or delete elements ("container element" -> data), without chains."""
+    texts: dict[str, list[str]] = {}
+    for key, data in elements.items():
+        container, _, element = key.partition(" ")
+        if container != "chain":
+            texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
+    return [f"{verb} element {family.ip} {TABLE} {name} {{ {', '.join(texts[name])} }}" for name in sorted(texts)]
+
+
+def _chain_commands(family: Family, elements: Mapping[str, str]) -> list[str]:
+    """The commands that make UDP groups' chains what they should be."""
+    lines: list[str] = []
+    for key, rules in elements.items():
+        if key.startswith("chain "):
+            chain = f"{family.ip} {TABLE} {key.split()[1]}"
+            lines += [f"add chain {chain}", f"flush chain {chain}"]
+            lines += [f"add rule {chain} {rule}" for rule in rules.split("\n")]
+    return lines
+
+
+class _Side:
+    """An address family: what should be, as elements of its table."""
+
+    def __init__(self, family: Family, elements: Mapping[str, str]) -> None:
+        self.family, self._view = family, View()
+        self._held: dict[str, str] = {}  # "container element" -> data, and "chain udp_N" -> its rules
+        self.sum = 0
+        self._protocols: dict[str, Counter[str]] = {}  # mark -> protocol -> how many frontends
+        self._marks: dict[str, Counter[str]] = {}  # group of `to_cluster` -> marks that lead to it
+        change, self.groups_at_first = self.follow(Change(adds=dict(elements)))
+        self.put(change)
+
+    @property
+    def elements(self) -> Mapping[str, str]:
+        """Everything that was put."""
+        return self._held
+
+    def follow(self, change: Change) -> tuple[Change, set[str]]:
+        """Note a change: what it says of elements that are passed on, and the groups it may have changed. O(change)."""
+        touched = self._view.follow(change)
+        groups = set(touched.groups)
+        passed = Change({}, {})
+        for step, elements, spelled in ((-1, change.deletes, passed.deletes), (1, change.adds, passed.adds)):
+            for key, value in elements.items():
+                container, _, rest = key.partition(" ")
+                if container in ("frontends", "nodeports"):
+                    _count(self._protocols, value, rest.split(" . ")[-2], step)
+                    groups.add(_group(value))
+                    groups |= {self._view.to_cluster[value]} if value in self._view.to_cluster else set()
+                elif container == "to_cluster":
+                    _count(self._marks, value, rest, step)
+                    groups.add(value)
+                if container in _PASSED_ON:
+                    name, element, data = nftables.spell(self.family, key, value)
+                    spelled[f"{name} {element}"] = data
+        return passed, groups
+
+    def served(self, number: str) -> Served | None:
+        """What is done for a group; None for nothing, because nothing leads to it or it only drops."""
+        flags = (0, nftables.SOURCE_RANGES, nftables.LOCAL_POLICY, nftables.SOURCE_RANGES | nftables.LOCAL_POLICY)
+        own = [f"0x{int(number, 16) | flag:08x}" for flag in flags]
+        group = self._view.group(number)
+        for mark in (*own, *self._marks.get(number, ())):
+            for protocol in self._protocols.get(mark, ()):
+                return None if group.verdict == "drop" else Served(protocol, group)
+        return None
+
+    def put(self, change: Change) -> None:
+        """Change the elements; the sum follows."""
+        self.sum = (self.sum - nftables.elements_sum(change.deletes) + nftables.elements_sum(change.adds)) % _MODULUS
+        for key in change.deletes:
+            del self._held[key]
+        self._held.update(change.adds)
+
+
+def _count(counts: dict[str, Counter[str]], key: str, item: str, step: int) -> None:
+    held = counts.setdefault(key, Counter())
+    held[item] += step
+    if not held[item]:
+        del held[item]
+    if not held:
+        del counts[key]
+
+
+def _group(mark: str) -> str:
+    return f"0x{int(mark, 16) & 0x0FFFFFFF:08x}"
+
+
+@dataclass(frozen=True)
+class Served:
+    """A group that refuses, or that leads to endpoints by a protocol."""
+
+    protocol: str
+    group: Group
+
+    @property
+    def is_tcp(self) -> bool:
+        return self.protocol == "tcp" and self.group.verdict == "balance"
+
+    @property
+    def udp_endpoints(self) -> tuple[Endpoint, ...]:
+        """Without those of other protocols."""
+        return self.group.endpoints if self.protocol == "udp" and self.group.verdict == "balance" else ()
+
+    @property
+    def servers(self) -> dict[Endpoint, int]:
+        """Endpoint -> weight; one that is there twice has twice as much."""
+        shares = Counter(self.group.endpoints)
+        most = max(shares.values(), default=1)
+        return {e: n if most <= proxies.MAX_WEIGHT else -(-n * proxies.MAX_WEIGHT // most) for e, n in shares.items()}
+
+    def elements(self, key: GroupKey, family: Family, ports: Ports) -> dict[str, str]:
+        """The elements of its table."""
+        _, number = key
+        if self.group.verdict == "refuse":
+            return {f"groups {number}": "goto refuse"}
+        if self.is_tcp:
+            return {f"groups {number}": "goto to_haproxy", f"listeners {number}": str(ports.listeners[key].port)}
+        if self.udp_endpoints:
+            chain = f"udp_{number[2:]}"
+            return {f"groups {number}": f"goto {chain}", f"chain {chain}": _udp_rules(family, self.group, ports.udp)}
+        return {}
+
+
+class Userspace:
+    """The plane: tables, HAProxy and nginx."""
+
+    def __init__(self, directory: Path, run_directory: Path, timeout_s: float = 10.0) -> None:
+        self._directory, self._run = directory / "userspace", run_directory / "userspace"
+        self._haproxy = proxies.HAProxy(self._directory, self._run)
+        self._nginx = proxies.Nginx(self._directory, self._run)
+        self._timeout_s = timeout_s
+        self._sides: dict[str, _Side] = {}  # what is in force; only `refill` or `take_over` may follow when it is empty
+        self._served: dict[GroupKey, Served] = {}
+        self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
+
+    @cached_property
+    def _ports(self) -> Ports:
+        return Ports(self._directory / "ports.json")
+
+    # What a plane does
+
+    def commit(self, changes: Mapping[str, Change]) -> None:
+        """Apply a change: proxies first, then both tables in one transaction, then what is not needed any more."""
+        changes = {driver: changes[driver] for driver in nftables.FAMILIES if changes.get(driver)}
+        if changes.keys() - self._sides.keys():
+            raise Refused("ProxyUnknown", "cannot change the tables of mode userspace: their content is unknown")
+        sides, self._sides = self._sides, {}  # whatever fails on the way, everything is looked at again
+        passed: dict[str, Change] = {}
+        before: dict[GroupKey, Served | None] = {}
+        for driver, change in changes.items():
+            passed[driver], groups = sides[driver].follow(change)
+            before |= {(driver, number): self._served.get((driver, number)) for number in groups}
+        old = {key: was.elements(key, sides[key[0]].family, self._ports) for key, was in before.items() if was}
+        now = {key: sides[key[0]].served(key[1]) for key in before}
+        self._note(now)
+        left = self._prepare(now)
+        scripts: list[str] = []
+        for driver, change in passed.items():
+            side = sides[driver]
+            for key, served in now.items():
+                if key[0] == driver:
+                    had, has = old.get(key, {}), served.elements(key, side.family, self._ports) if served else {}
+                    change.deletes.update(had.items() - has.items())
+                    change.adds.update(has.items() - had.items())
+            sum_before = side.sum
+            side.put(change)
+            scripts.append(_delta(side, change, sum_before))
+        self._send("".join(scripts))
+        self._sides = sides
+        self._finish(left)
+
+    def refill(self, elements: Elements, links: Iterable[str]) -> None:
+        """Make everything exactly this; established connections go on. O(everything)."""
+        self._sides = {}
+        sides = _sides(elements)
+        now = {
+            (driver, number): side.served(number) for driver, side in sides.items() for number in side.groups_at_first
+        }
+        self._note({**dict.fromkeys(self._served), **now})
+        left = self._prepare({**dict.fromkeys(self._ports.listeners), **now}, is_whole=True)
+        self._put_groups(sides)
+        for family in nftables.FAMILIES.values():
+            if family.driver in sides:
+                self._refill(sides[family.driver])
+            else:
+                self._delete(family)
+        self._sides = sides
+        self._finish(left)
+
+    def take_over(self, elements: Elements, links: Iterable[str]) -> None:
+        """Go on with what another process left for these elements."""
+        sides = _sides(elements)
+        self._served = _served(sides)
+        self._put_groups(sides)
+        if self._ports.tcp:
+            self._haproxy.serve(self._ports.peer, self._servers())
+        self._sides = sides
+        self._finish([])
+
+    def is_as_left(self, elements: Elements | None) -> bool:
+        """Whether tables and proxies are what this process made of them; given elements: what these make."""
+        _require_nft()
+        if elements is None:
+            return bool(self._sides) and self._is_in_kernel(self._sides) and self._are_proxies_as_left()
+        sides = _sides(elements)
+        served = _served(sides)
+        if any(one.is_tcp and key not in self._ports.listeners for key, one in served.items()):
+            return False
+        if any(endpoint not in self._ports.udp for one in served.values() for endpoint in one.udp_endpoints):
+            return False
+        self._served = served
+        self._put_groups(sides)
+        if not self._is_in_kernel(sides):
+            return False
+        if self._ports.tcp and not self._haproxy.has(self._ports.peer, self._servers()):
+            return False
+        return self._nginx.is_running or not self._ports.udp
+
+    def objection(self, elements: Elements, links: Iterable[str]) -> str:
+        """Why nft or the kernel would not take exactly these, or there are not ports enough; nothing is changed."""
+        sides = _sides(elements)
+        served, trial = _served(sides), self._ports.trial()
+        try:
+            trial.assign(served)
+            script = ""
+            for driver, side in sides.items():
+                for key, one in served.items():
+                    if key[0] == driver:
+                        side.put(Change({}, one.elements(key, side.family, trial)))
+                script += _guard(side.family, trial) + _refill_script(side, ())
+            nftables.check_nft(script, self._timeout_s + len(script) / 1e6)
+        except Refused as err:
+            return err.message
+        return ""
+
+    def set_links(self, links: Iterable[str]) -> bool:
+        """Interfaces are no matter here: what comes back comes to the proxy."""
+        return False
+
+    def delete(self) -> None:
+        """Take everything off the host. Connections that HAProxy has go on until they end."""
+        flows = [[*_ip_version(one), "--reply-port-src", str(port)] for one, port in self._ports.udp.items()]
+        for family in nftables.FAMILIES.values():
+            self._delete(family)
+        if self._haproxy.is_running:
+            time.sleep(_SETTLE_S)
+            self._haproxy.leave()
+        self._nginx.stop()
+        for problem in conntrack.forget(flows):
+            logger.warning("%s reason=ConntrackFailed", problem)
+        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self._run, ignore_errors=True)
+        self._sides, self._served, self._forgettable = {}, {}, []
+        self.__dict__.pop("_ports", None)
+
+    def leftovers(self) -> list[str]:
+        """The tables that are there."""
+        if process.find("nft") is None:
+            return []
+        tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
+        return [line for line in tables if line.split()[-1:] == [TABLE]]
+
+    # Steps
+
+    def _note(self, now: Mapping[GroupKey, Served | None]) -> None:
+        """Have these groups served from now on; the flows of endpoints that left are forgotten later."""
+        for key, served in now.items():
+            was = self._served.pop(key, None)
+            if served is not None:
+                self._served[key] = served
+            lost = {*was.udp_endpoints} - {*(served.udp_endpoints if served else ())} if was else set()
+            self._forgettable += [
+                [*_ip_version(endpoint), "--mark", key[1], "--reply-port-src", str(self._ports.udp[endpoint])]
+                for endpoint in sorted(lost)
+                if endpoint in self._ports.udp
+            ]
+
+    def _prepare(self, now: Mapping[GroupKey, Served | None], *, is_whole: bool = False) -> list[Listener]:
+        """Have proxies ready for these groups; listeners that nothing leads to once the tables are changed."""
+        ports = self._ports
+        self._run.mkdir(parents=True, exist_ok=True)
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if is_whole:
+            before = dict(ports.udp)
+            self._nginx.end_orphans()
+            ports.settle(is_haproxy_running=self._haproxy.is_running, is_nginx_running=self._nginx.is_running)
+            used = {endpoint for one in self._served.values() for endpoint in one.udp_endpoints}
+            self._forgettable += [
+                [*_ip_version(endpoint), "--reply-port-src", str(port)]
+                for endpoint, port in before.items()
+                if endpoint not in used or ports.udp[endpoint] != port
+            ]
+        left = {key: ports.listeners[key] for key in now if key in ports.listeners}
+        news = ports.assign(now)
+        left = {key: listener for key, listener in left.items() if ports.listeners.get(key) != listener}
+        if news.has_tcp:
+            ports.stock()
+        if news.has_udp:
+            ports.drop_udp({endpoint for one in self._served.values() for endpoint in one.udp_endpoints})
+        if news or is_whole:
+            ports.save()
+        if news.has_tcp or news.has_udp or is_whole:
+            self._send("".join(_guard(family, ports) for family in self._families()))
+        # What a group leaves serves it until the tables lead elsewhere.
+        still = {listener: self._served[key].servers for key, listener in left.items() if key in self._served}
+        if news.has_tcp or is_whole:
+            if ports.tcp or left:
+                self._haproxy.serve(
+                    ports.peer, {**self._servers(), **{listener: {} for listener in left.values()}, **still}
+                )
+        else:
+            changed = {ports.listeners[key]: one.servers for key, one in now.items() if one and one.is_tcp}
+            self._haproxy.update({**changed, **still})
+        if news.has_udp or is_whole:
+            self._nginx.serve(ports.udp)
+        return list(left.values())
+
+    def _finish(self, left: list[Listener]) -> None:
+        """What follows when the tables lead to other places."""
+        if left:
+            self._haproxy.update({listener: {} for listener in left})
+            self._ports.spare.update(left)
+            self._ports.save()
+        commands, self._forgettable = self._forgettable, []
+        for problem in conntrack.forget(commands):
+            logger.warning("%s reason=ConntrackFailed", problem)
+
+    def _servers(self) -> dict[Listener, dict[Endpoint, int]]:
+        """Of every listener."""
+        found: dict[Listener, dict[Endpoint, int]] = {listener: {} for listener in self._ports.tcp}
+        for key, one in self._served.items():
+            if one.is_tcp:
+                found[self._ports.listeners[key]] = one.servers
+        return found
+
+    def _put_groups(self, sides: Mapping[str, _Side]) -> None:
+        for key, one in self._served.items():
+            side = sides[key[0]]
+            side.put(Change({}, one.elements(key, side.family, self._ports)))
+
+    def _families(self) -> list[Family]:
+        """Those that have listeners, and IPv4."""
+        drivers = {key[0] for key in self._served} | {nftables.IPV4.driver}
+        return [family for family in nftables.FAMILIES.values() if family.driver in drivers]
+
+    def _are_proxies_as_left(self) -> bool:
+        return (not self._ports.tcp or self._haproxy.is_as_left()) and (self._nginx.is_running or not self._ports.udp)
+
+    # In the kernel
+
+    def _refill(self, side: _Side) -> None:
+        script = _refill_script(side, _chains_there(side.family))
+        try:
+            self._send(script)
+        except NftRefused:
+            # A table of this name with other types. Nothing less than a new one helps.
+            table = f"{side.family.ip} {TABLE}"
+            script = _refill_script(side, ())
+            self._send(f"add table {table}\ndelete table {table}\n{_guard(side.family, self._ports)}{script}")
+
+    def _delete(self, family: Family) -> None:
+        if process.find("nft") is not None:
+            process.run(["nft", "delete", "table", family.ip, TABLE], timeout_s=self._timeout_s, reason="NftTimeout")
+
+    def _is_in_kernel(self, sides: Mapping[str, _Side]) -> bool:
+        for side in sides.values():
+            command = ["nft", "list", "set", side.family.ip, TABLE, "generation"]
+            done = process.run(command, timeout_s=self._timeout_s, reason="NftTimeout")
+            wanted = _generation(side.family, side.sum)
+            if done.returncode or f"elements = {{ {wanted} }}" not in done.stdout:
+                return False
+        return True
+
+    def _send(self, script: str) -> None:
+        nftables.run_nft(script, self._timeout_s + len(script) / 1e6)
+
+
+def _ip_version(endpoint: Endpoint) -> list[str]:
+    """The arguments by which conntrack looks in the endpoint's address family."""
+    return ["-f", "ipv6" if ":" in endpoint[0] else "ipv4"]
+
+
+def _sides(elements: Elements) -> dict[str, _Side]:
+    """Driver -> what its elements say. IPv4's is always there."""
+    return {
+        driver: _Side(family, held)
+        for driver, family in nftables.FAMILIES.items()
+        if (held := elements.get(driver) or {}) or family is nftables.IPV4
+    }
+
+
+def _served(sides: Mapping[str, _Side]) -> dict[GroupKey, Served]:
+    found = {(driver, number): side.served(number) for driver, side in sides.items() for number in side.groups_at_first}
+    return {key: served for key, served in found.items() if served is not None}
+
+
+def _delta(side: _Side, change: Change, sum_before: int) -> str:
+    """One transaction that is refused unless the table is of the expected generation."""
+    family, table = side.family, f"{side.family.ip} {TABLE}"
+    lines = [f"delete element {table} generation {{ {_generation(family, sum_before)} }}"]
+    lines += _commands(family, "delete", change.deletes)
+    lines += _chain_commands(family, change.adds)
+    lines += _commands(family, "add", change.adds)
+    for key in sorted(change.deletes.keys() - change.adds.keys()):
+        if key.startswith("chain "):
+            lines += [f"flush {key.replace(' ', f' {table} ')}", f"delete {key.replace(' ', f' {table} ')}"]
+    lines.append(f"add element {table} generation {{ {_generation(family, side.sum)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _refill_script(side: _Side, chains: Iterable[str]) -> str:
+    """One transaction that makes the table exactly this; chains: of UDP groups that are there. Guards stay."""
+    family, table = side.family, f"{side.family.ip} {TABLE}"
+    lines = [_skeleton(family)]
+    lines += [f"flush {text.split()[0]} {table} {name}" for name, text in _declarations(family).items()]
+    for chain in sorted(chains):
+        lines += [f"flush chain {table} {chain}", f"delete chain {table} {chain}"]
+    lines += _chain_commands(family, side.elements)
+    lines += _commands(family, "add", side.elements)
+    lines.append(f"add element {table} generation {{ {_generation(family, side.sum)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _chains_there(family: Family) -> list[str]:
+    """The chains of UDP groups in the kernel."""
+    found: list[str] = []
+    table = ""
+    for line in process.run(["nft", "list", "chains", family.ip], reason="NftTimeout").stdout.splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = words[2]
+        elif words[:1] == ["chain"] and table == TABLE and words[1].startswith("udp_"):
+            found.append(words[1])
+    return found
+
+
+def _require_nft() -> None:
+    if process.find("nft") is None:
+        raise AgentError(
+            "NftMissing", "cannot read the kernel's table: nft is not installed. Install the package nftables"
+        )
