@@ -67,6 +67,10 @@ def judge(resources: Mapping[Element, str]) -> Refusal | None:
             "ProtocolUnsupported",
             "mode userspace does not proxy SCTP; have this node serve in mode nftables, iptables or ipvs",
         )
+    if any(key.startswith("groups ") and value.startswith("goto hash_") for (_, key), value in resources.items()):
+        return Refusal(
+            "SourceHashUnsupported", "mode userspace cannot choose by the client's address: use sessionAffinity"
+        )
     slots = Counter((driver, key.split()[1]) for driver, key in resources if key.startswith("slots "))
     if slots and max(slots.values()) > proxies.MAX_SERVERS:
         why = f"mode userspace takes {proxies.MAX_SERVERS} endpoints of a Service's port, not {max(slots.values())}"
@@ -425,8 +429,8 @@ class Served:
 
     @property
     def udp_endpoints(self) -> tuple[Endpoint, ...]:
-        """Without those of other protocols."""
-        return self.group.endpoints if self.protocol == "udp" and self.group.verdict == "balance" else ()
+        """All that have flows by UDP, also those of weight 0, which get no new ones."""
+        return (*self.group.endpoints, *self.group.kept) if self.protocol == "udp" else ()
 
     @property
     def servers(self) -> dict[Endpoint, int]:
@@ -442,7 +446,7 @@ class Served:
             return {f"groups {number}": "goto refuse"}
         if self.is_tcp:
             return {f"groups {number}": "goto to_haproxy", f"listeners {number}": str(ports.listeners[key].port)}
-        if self.udp_endpoints:
+        if self.protocol == "udp":
             chain = f"udp_{number[2:]}"
             return {f"groups {number}": f"goto {chain}", f"chain {chain}": _udp_rules(family, self.group, ports.udp)}
         return {}

@@ -95,6 +95,24 @@ class Scenarios:
         assert sum((count - mean) ** 2 / mean for count in shares.values()) < 18.4, shares
 
     @both
+    @pytest.mark.parametrize("protocol", ["tcp", "udp"])
+    def test_weights_are_shares_and_none_keeps_what_it_has(self, world: World, version: int, protocol: str) -> None:
+        two = {"inside": "ready", "other": "ready"}
+        world.send(web=Given(two, protocol, weights={"inside": 80, "other": 20}))
+        way, client = world.way("web", "cluster ip", version), world.places["node"]
+        shares = Counter(answer["backend"] for answer in client.ask_often(*way, 200, protocol=protocol))
+        assert 120 < shares["inside"] < 195, shares
+        world.send(web=Given(two, protocol, weights={"other": 0}))
+        outside, door = world.places["outside"], world.way("web", "node port", version)
+        outside.stream("kept", *door, protocol=protocol, kept=True)
+        time.sleep(0.2)
+        world.send(web=Given(two, protocol, weights={"inside": 0}))
+        assert reached(client, way, protocol) == {"other"}
+        kept = outside.stream_end("kept")
+        assert kept["failed"] == 0, kept
+        assert kept["backends"].keys() == {"inside"}, kept
+
+    @both
     def test_a_dead_endpoint(self, world: World, version: int) -> None:
         """One that is said to be ready, and whose host refuses: only a proxy that connects by itself can try another."""
         world.send(web=Given({"inside": "ready", "neighbour": "ready"}))

@@ -17,7 +17,8 @@ INTERNAL_LOCAL = {"internalTrafficPolicy": "Local"}
 @dataclass(frozen=True)
 class Row:
     """outcome: the endpoints that answer, or REFUSED or DROPPED. sees: endpoint -> whose address it sees, "client" or
-    "node" (its address on the endpoint's link); endpoints without a word may see either. but: mode -> outcome and what is seen, where they differ.
+    "node" (its address on the endpoint's link); endpoints without a word may see either. but: mode -> outcome and what is
+    seen, where they differ.
     """
 
     service: str

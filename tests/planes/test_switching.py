@@ -31,8 +31,9 @@ class Mode:
 
 MODES = [
     Mode("iptables", "(iptables-save; ip6tables-save) | grep TIMONEL-", "/usr/sbin/iptables"),
+    Mode("userspace", "nft list tables | grep timonel_userspace", "/usr/sbin/haproxy"),
 ]
-NFTABLES = "nft list tables | grep timonel"
+NFTABLES = "nft list tables | grep timonel$"
 WAYS = ("cluster ip", "node port", "external ip")
 
 

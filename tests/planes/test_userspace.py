@@ -1,5 +1,6 @@
 """Mode userspace: the common scenarios, and what only proxies do."""
 
+import json
 import os
 import re
 from collections import Counter
@@ -8,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.agents.test_node import eventually
-from tests.planes.scenarios import Scenarios
-from tests.planes.world import World
+from tests.planes.scenarios import Scenarios, reached
+from tests.planes.world import VERSIONS, Given, World
 
 pytestmark = [
     pytest.mark.netns,
@@ -30,6 +31,11 @@ with socket.socket(socket.AF_UNIX) as control:
 def ask(world: World, commands: str) -> str:
     """What HAProxy's runtime API says."""
     return world.node.run(["python3", "-c", ASK, commands], check=False).stdout
+
+
+def pids(world: World) -> set[str]:
+    """The processes of HAProxy, as it says itself."""
+    return set(re.findall(r"(?m)^Pid: ([0-9]+)$", ask(world, "show info")))
 
 
 def servers(world: World) -> set[tuple[str, str, str]]:
@@ -69,10 +75,63 @@ class TestUserspace(Scenarios):
     def wait_for_repair(self, world: World) -> None:
         def is_repaired() -> bool:
             rules = [world.node.run(["nft", "list", "table", *table.split()]).stdout for table in OURS]
-            return all("elements" in text.partition("set generation")[2][:80] for text in rules)
+            return all(re.search(r"set generation \{\s+type ipv6_addr\s+elements", text) for text in rules)
 
         eventually(is_repaired, "the tables are refilled")
 
     def foreign(self, world: World) -> str:
         text = world.node.run(["nft", "list", "ruleset"]).stdout
         return "".join(part for part in re.split(r"(?m)^(?=table )", text) if "timonel" not in part.split("\n")[0])
+
+    def test_a_changed_endpoint_starts_no_process_and_keeps_connections(self, world: World) -> None:
+        """And a Service more finds a listener that is open already."""
+        world.send(web=Given({"inside": "ready", "neighbour": "ready"}))
+        way, client = world.way("web", "cluster ip", 4), world.places["other"]
+        before = pids(world)
+        assert len(before) == 1
+        client.stream("kept", *way, kept=True)
+        for endpoints in (("inside",), ("inside", "other"), ("neighbour", "other")):
+            world.send(web=Given(dict.fromkeys(endpoints, "ready")))
+        world.send(more=Given({"inside": "ready"}))
+        assert reached(world.node, way) == {"neighbour", "other"}
+        assert reached(world.node, world.way("more", "cluster ip", 4), count=2) == {"inside"}
+        kept = client.stream_end("kept")
+        assert kept["failed"] == 0, kept
+        assert pids(world) == before
+        world.send(more=None)
+
+    def test_a_killed_proxy_is_back_soon_and_it_is_told(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}), names=Given({"inside": "ready"}, "udp"))
+        for name, service, protocol in (("haproxy", "web", "tcp"), ("nginx", "names", "udp")):
+            assert world.node.kill(name) > 0
+            for version in VERSIONS:
+                way = world.way(service, "cluster ip", version)
+                eventually(
+                    lambda way=way, protocol=protocol: reached(world.node, way, protocol, count=1) == {"inside"},
+                    f"{name} is back",
+                )
+            world.agent.ask("ping")
+            assert "changed" in world.agent.events[-1]["message"], world.agent.events[-1]
+
+    def test_what_proxies_cannot_is_refused_and_the_rest_served(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}), signals=Given({"inside": "ready"}, "sctp"))
+        assert world.rejected["shop/signals"]["reason"] == "ProtocolUnsupported"
+        assert world.rejected.keys() == {"shop/signals"}
+        assert reached(world.node, world.way("web", "cluster ip", 4), count=2) == {"inside"}
+        world.configure("nftables")
+        assert world.rejected == {}
+        world.configure(self.mode)
+        assert world.rejected.keys() == {"shop/signals"}
+        world.send(signals=None)
+        assert world.rejected == {}
+
+    def test_who_was_not_redirected_is_kept_off_the_listeners(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}), names=Given({"inside": "ready"}, "udp"))
+        held = json.loads(world.node.run(["cat", "/var/lib/timonel/userspace/ports.json"]).stdout)
+        doors = [("tcp", version, port) for _, _, version, port, _ in held["listeners"]]
+        doors += [("udp", 6 if ":" in address else 4, port) for address, _, port in held["udp"]]
+        assert {protocol for protocol, _, _ in doors} == {"tcp", "udp"}
+        for protocol, version, port in doors:
+            for client in ("outside", "other"):
+                address = world.own("node", version)
+                assert world.places[client].refusal(address, port, protocol=protocol) == "refused", (protocol, port)

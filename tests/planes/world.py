@@ -38,7 +38,8 @@ PATIENCE = float(os.environ.get("TIMONEL_PATIENCE", "1"))  # how many times long
 class Given:
     """A Service and its endpoints: name of a place -> one of CONDITIONS. spec: fields beside the generated ones.
 
-    ranges: places whose addresses are the load balancer's source ranges; it has an address of its own then.
+    ranges: places whose addresses are the load balancer's source ranges; it has an address of its own then. weights: place
+    -> its share of new connections, where that is not 100.
     """
 
     endpoints: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class Given:
     spec: Mapping[str, Any] = field(default_factory=dict)
     ranges: Sequence[str] = ()
     annotations: Mapping[str, str] = field(default_factory=dict)
+    weights: Mapping[str, int] = field(default_factory=dict)
 
 
 class World:
@@ -186,6 +188,7 @@ class World:
     def _slices(self, given: Given) -> tuple[Document, ...]:
         return tuple(
             {
+                "metadata": {"annotations": self._weights(given, version)},
                 "addressType": f"IPv{version}",
                 "ports": [{"name": "http", "port": PORT, "protocol": given.protocol.upper()}],
                 "endpoints": [
@@ -199,3 +202,7 @@ class World:
             }
             for version in VERSIONS
         )
+
+    def _weights(self, given: Given, version: int) -> dict[str, str]:
+        text = ",".join(f"{self.own(place, version)}={weight}" for place, weight in given.weights.items())
+        return {"timonel.io/weights": text} if text else {}
