@@ -423,6 +423,53 @@ def test_the_kube_proxy_configuration_is_followed_at_once(cluster: Cluster, spre
     report = lab.client.stream_end("steady")
     assert not report["failed"], report
     api.request("DELETE", f"{CORE}/namespaces/{spread}/services/configured")
+
+
+def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread: str) -> None:
+    """And one node still another; what cannot be served there is told of the Service, as long as it is so."""
+    api, lab = cluster.api, cluster.lab
+    port = make(cluster, spread, "moded", kind="NodePort")["spec"]["ports"][0]["nodePort"]
+    signals = {"ports": [{"port": 9, "protocol": "SCTP"}], "selector": {"app": "spread"}}
+    api.create(f"{CORE}/namespaces/{spread}/services", {"metadata": {"name": "signals"}, "spec": signals})
+    for number, node in enumerate(lab.nodes):
+        outcome(lab.client.ask_until(node.address, port, [*ALL]))
+        lab.client.stream(f"steady {number}", node.address, port, interval_ms=20, timeout_s=2)
+    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+    api.ensure_namespace("kube-system")
+    path, own = f"{CORE}/namespaces/kube-system/configmaps", f"{CORE}/nodes/{lab.nodes[2].name}"
+    annotation = "timonel.io/kube-proxy-configuration"
+
+    def modes() -> list[str]:
+        look = "nft list tables; iptables-save -t nat | grep -o TIMONEL-SERVICES"
+        said = [node.run(["sh", "-c", look], check=False).stdout for node in lab.nodes]
+        words = {"ip timonel\n": "nftables", "TIMONEL-": "iptables", "timonel_userspace": "userspace"}
+        return ["+".join(mode for word, mode in words.items() if word in text) for text in said]
+
+    def programmed() -> tuple[str, str]:
+        service = api.request("GET", f"{CORE}/namespaces/{spread}/services/signals")
+        found = next((c for c in service["status"].get("conditions", ()) if c["type"] == "Programmed"), {})
+        return found.get("status", ""), found.get("reason", "")
+
+    api.request("PATCH", own, {"metadata": {"annotations": {annotation: "mode: userspace"}}})
+    wait_until(lambda: modes() == ["nftables", "nftables", "userspace"])
+    wait_until(lambda: programmed() == ("False", "ProtocolUnsupported"))
+    config = {"metadata": {"name": "kube-proxy", "namespace": "kube-system"}}
+    api.create(path, {**config, "data": {"config.conf": f"{head}mode: iptables"}})
+    wait_until(lambda: modes() == ["iptables", "iptables", "userspace"])
+    for node in lab.nodes:
+        outcome(lab.client.ask_until(node.address, port, [*ALL]))
+    api.request("PATCH", own, {"metadata": {"annotations": {annotation: None}}})
+    wait_until(lambda: modes() == ["iptables"] * 3)
+    wait_until(lambda: programmed()[0] == "True")
+    api.request("DELETE", f"{path}/kube-proxy")
+    wait_until(lambda: modes() == ["nftables"] * 3)
+    for number in range(len(lab.nodes)):
+        report = lab.client.stream_end(f"steady {number}")
+        assert report["asked"] > 50, report
+        assert not report["failed"], report
+    for name in ("moded", "signals"):
+        api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
+    wait_equal(api, lab.nodes)
     wait_equal(api, lab.nodes)
 
 
