@@ -62,7 +62,7 @@ class TestFallback:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not LACK, reason="this kernel has IPVS: the scenarios run on it")
 def test_the_scenarios_in_a_virtual_machine() -> None:
     missing = [package for tool, package in guest.PACKAGES.items() if not shutil.which(tool)]
@@ -73,7 +73,7 @@ def test_the_scenarios_in_a_virtual_machine() -> None:
         [sys.executable, "-m", "pytest", "-q", "-o", f"addopts={options}", "--confcutdir=tests/planes"]
         + ["--color=no", "--durations=20", f"{Path(__file__).relative_to(Path.cwd())}::TestIpvs"],
         environment={"TIMONEL_PATIENCE": "5"},
-        timeout_s=390,
+        timeout_s=560,
     )
     assert code == 0, said
     assert " passed" in said, said
@@ -206,40 +206,6 @@ class TestIpvs(Scenarios):
         world.send(clash=Given({"other": "ready"}))
         assert world.rejected == {}
         assert reached(world.node, world.way("clash", "cluster ip", 4), count=3) == {"other"}
-
-    def test_switching_modes(self, world: World) -> None:
-        """To ipvs no connection is lost; back none that is short."""
-        world.configure("nftables")
-        world.send(web=Given({"inside": "ready", "neighbour": "ready"}))
-        assert self.listing(world) == {}
-        client = world.places["outside"]
-        client.stream("kept", *world.way("web", "node port", 4), kept=True)
-        client.stream("new", *world.way("web", "node port", 4), timeout_s=3)
-        world.configure("ipvs")
-        assert world.serving == {"mode": "ipvs", "problems": []}
-        assert "table ip timonel\n" not in world.node.run(["nft", "list", "tables"]).stdout
-        assert "timonel_ipvs" in world.node.run(["nft", "list", "tables"]).stdout
-        time.sleep(0.5)
-        kept = client.stream_end("kept")
-        assert kept["failed"] == 0, kept
-        world.configure("nftables")
-        assert self.listing(world) == {}
-        time.sleep(0.5)
-        new = client.stream_end("new")
-        assert new["failed"] == 0, new
-        world.configure("ipvs")
-
-    def test_what_was_missing_is_looked_for_again(self, world: World) -> None:
-        world.send(web=Given({"inside": "ready"}))
-        hide_ipvsadm(world)
-        world.configure("nftables")
-        world.configure("ipvs")
-        assert world.serving["mode"] == INSTEAD
-        world.node.run(["umount", IPVSADM])
-        eventually(
-            lambda: world.agent.ask("ping")["serving"] == {"mode": "ipvs", "problems": []}, "the mode is possible", 90
-        )
-        assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
 
     def listing(self, world: World) -> Any:
         found: dict[str, Any] = {}
