@@ -253,17 +253,19 @@ def _chain_rules(family: Family, chain: str) -> tuple[str, ...]:
         # A key that is there keeps its slot; only its time begins again.
         return (
             f"update @affinity {{ {remembered} timeout {numbers[0]}s : meta priority }}",
-            *_to_slot(family),
+            _to_slot(family)[0],
+            f"delete @affinity {{ {remembered} : meta priority }}",
         )
     timeout_s, count = numbers
     return (
         "meta priority set none",
         f"meta priority set {remembered} map @affinity",
-        f"ct mark . meta priority @slots goto hit_{timeout_s}",
-        f"delete @affinity {{ {remembered} : meta priority }}",
+        # Comes back when that endpoint is gone.
+        f"meta priority != none jump hit_{timeout_s}",
         f"meta priority set numgen random mod {count}",
         "meta priority set ct mark . meta priority map @pick",
-        f"goto hit_{timeout_s}",
+        f"jump hit_{timeout_s}",
+        "drop",
     )
 
 

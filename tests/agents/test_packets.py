@@ -668,6 +668,7 @@ def test_what_nft_lists_nft_loads(host: Host, ip: str) -> None:
     service = with_source_ranges(host, ranges, externalTrafficPolicy="Local", externalIPs=[])
     service["spec"] |= with_affinity(600)["spec"] | service["spec"]
     host.send(service, slices(host, (host.inside, READY)))
+    host.node.run(["nft", "flush", "map", ip, "timonel", "affinity"])  # remaining seconds are other ones a moment later
     listing = host.node.run(["nft", "list", "table", ip, "timonel"]).stdout
     host.elsewhere.run(["nft", "-f", "-"], input=listing)
     try:
