@@ -26,9 +26,11 @@ AFFINE: Mapping[str, Any] = {
 }
 
 
-def reached(place: Place, way: tuple[str, int], protocol: str = "tcp", count: int = 20) -> set[str]:
+def reached(
+    place: Place, way: tuple[str, int], protocol: str = "tcp", count: int = 20, timeout_s: float = 1.5
+) -> set[str]:
     """The names of who answers, or the reasons why nobody does."""
-    answers = place.ask_often(*way, count, protocol=protocol, timeout_s=0.4 * PATIENCE)
+    answers = place.ask_often(*way, count, protocol=protocol, timeout_s=timeout_s * PATIENCE)
     return {str(answer.get("backend") or answer["error"]) for answer in answers}
 
 
@@ -58,7 +60,7 @@ class Scenarios:
         if isinstance(outcome, str):
             # Silence is asked again: a host sends only a few ICMP errors at once (RFC 4443, 2.4 f).
             for _ in range(5):
-                words = reached(place, way, protocol, count=1)
+                words = reached(place, way, protocol, count=1, timeout_s=0.4)
                 if outcome == DROPPED or words != {"timeout"}:
                     break
             return "" if words <= _WORDS[outcome] else f"{told}, not {words}"
