@@ -299,10 +299,10 @@ def test_external_policy_local_serves_from_the_node_asked(cluster: Cluster, spre
     assert reached(lab.nodes[2], by_version(made["spec"]["clusterIPs"])[version], 80) == ALL
     # The endpoint on node-2 ends but still serves: node-2 goes on with it, the others leave it.
     pods = f"{CORE}/namespaces/{spread}/pods"
-    cluster.api.request("DELETE", f"{pods}/spread-node-2?gracePeriodSeconds=4")
+    cluster.api.request("DELETE", f"{pods}/spread-node-2?gracePeriodSeconds=8")
     outcome(lab.nodes[2].ask_until(node_3, port, "spread-node-1"))
     wait_equal(cluster.api, lab.nodes)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     seen = []
     while "timeout" not in seen and time.monotonic() < deadline:
         seen.extend(sorted(reached(lab.client, node_2, port, 1)))
