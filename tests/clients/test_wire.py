@@ -294,7 +294,7 @@ def test_an_idle_watch_is_still_there_after_a_while(
 def test_an_idle_watch_is_still_there_after_minutes(
     stack: Stack, api: ApiClient, headers: dict[str, str], space: str
 ) -> None:
-    watch_idly(stack, api, headers, space, 200)
+    watch_idly(stack, api, headers, space, 130)
 
 
 def watch_idly(stack: Stack, api: ApiClient, headers: dict[str, str], space: str, idle_s: float) -> None:

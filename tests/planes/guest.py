@@ -51,7 +51,6 @@ mkdir -p /new/dev/shm /new/dev/pts
 mount -t tmpfs none /new/dev/shm
 mount -t devpts none /new/dev/pts
 mount -t tmpfs none /new/run
-mount -t tmpfs none /new/tmp
 exec switch_root /new /bin/sh -c {command}
 """
 

@@ -62,13 +62,13 @@ class TestFallback:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not LACK, reason="this kernel has IPVS: the scenarios run on it")
 def test_the_scenarios_in_a_virtual_machine() -> None:
     missing = [package for tool, package in guest.PACKAGES.items() if not shutil.which(tool)]
     if missing:
         subprocess.run(["sh", "services_app/local/install.sh", *missing], check=True)
-    options = "--strict-markers -p no:cacheprovider -p no:django --import-mode=importlib --timeout=150"
+    options = "--strict-markers -p no:cacheprovider -p no:django --import-mode=importlib --timeout=300"
     code, said = guest.run(
         [sys.executable, "-m", "pytest", "-q", "-o", f"addopts={options}", "--confcutdir=tests/planes"]
         + ["--color=no", "--durations=20", "-k", "TestIpvs or every_row or keeps_its_endpoint"]
@@ -77,7 +77,7 @@ def test_the_scenarios_in_a_virtual_machine() -> None:
             str((Path(__file__).parent / name).relative_to(Path.cwd())) for name in ("test_ipvs.py", "test_nftables.py")
         ],
         environment={"TIMONEL_PATIENCE": "5"},
-        timeout_s=560,
+        timeout_s=840,
     )
     assert code == 0, said
     assert " passed" in said, said

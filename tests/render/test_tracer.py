@@ -236,7 +236,8 @@ def test_every_packet_goes_where_kubernetes_sends_it(world: World, node: str, tu
 
 
 @pytest.mark.soak
-@settings(max_examples=2000, deadline=None)
+@pytest.mark.timeout(600)
+@settings(max_examples=1000, deadline=None)
 @given(a_world(), st.sampled_from(["n1", "n2"]), st.booleans())
 def test_packets_of_thousands_of_worlds_go_where_kubernetes_sends_them(
     world: World, node: str, turns_back: bool
