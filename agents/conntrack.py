@@ -16,11 +16,11 @@ from pathlib import Path
 
 from agents import process
 from agents.errors import AgentError
+from agents.nftables import group_of
 from agents.state import Change
 
 UNTRANSLATED = ["--mark", "0"]
 _DELETE = ["-D", "-p", "udp"]
-_GROUP = 0x0FFFFFFF
 Slot = tuple[str, str, str]  # group, the endpoint's address and port
 
 
@@ -43,7 +43,7 @@ class UdpFlows:
         for key, value in elements:
             if is_udp_frontend(key):
                 self._frontends.setdefault(value, set()).add(key)
-                self._relate(value, _group(value))
+                self._relate(value, group_of(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
         self._slots.update(_slots((key, value) for key, value in elements if self._is_udp(_group_of_slot(key))))
@@ -52,7 +52,7 @@ class UdpFlows:
         """Note a change; the arguments of the conntrack commands to run once it is committed. O(change)."""
         for key, value in change.adds.items():
             if is_udp_frontend(key):
-                self._relate(value, _group(value))
+                self._relate(value, group_of(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
         gone, new = list(_slots(change.deletes.items())), list(_slots(change.adds.items()))
@@ -98,7 +98,7 @@ class UdpFlows:
         for key, value in change.deletes.items():
             if is_udp_frontend(key) and not self._frontends.get(value):
                 self._frontends.pop(value, None)
-                self._unrelate(value, _group(value))
+                self._unrelate(value, group_of(value))
             elif key.startswith("to_cluster ") and change.adds.get(key) != value:
                 self._unrelate(key.split()[1], value)
 
@@ -111,11 +111,6 @@ class UdpFlows:
             index.get(key, set()).discard(value)
             if not index.get(key):
                 index.pop(key, None)
-
-
-def _group(mark: str) -> str:
-    """The group id in a frontend's mark, without flags."""
-    return f"0x{int(mark, 16) & _GROUP:08x}"
 
 
 def _slots(elements: Iterable[tuple[str, str]]) -> Iterator[Slot]:

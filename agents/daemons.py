@@ -29,9 +29,8 @@ class Daemon:
         try:
             number = int(self.pid_file.read_text().strip() or 0)
             name = Path(f"/proc/{number}/comm").read_text().strip()
-            is_alive = bool(
-                Path(f"/proc/{number}/cmdline").read_bytes()
-            )  # of what nobody has waited for nothing is left
+            # Of one that has ended and nobody has waited for, nothing is left but its name.
+            is_alive = bool(Path(f"/proc/{number}/cmdline").read_bytes())
         except (OSError, ValueError):
             return None
         # The pid may be somebody else's by now.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 
+from agents import files
 from agents.daemons import Daemon
 from agents.errors import AgentError, InvalidResource
 from agents.knot import Control, Item
@@ -115,11 +116,11 @@ class Names:
         had = self.zones
         goes_on = had is not None and (had.domain, had.listen) == (zones.domain, zones.listen) and self.is_running
         self._make_directories()
-        knot_changed = _write(self._knot_conf, self._knot_text(zones))
+        knot_changed = files.replace(self._knot_conf, self._knot_text(zones))
         for zone in zones.all:
             # Read at the start alone: a text that an older agent wrote is no reason to keep Knot running on it.
             text = _zone_text(zone, is_domain=zone == zones.all[0])
-            if _write(self._directory / f"{zone}zone", text):
+            if files.replace(self._directory / f"{zone}zone", text):
                 knot_changed = True
                 goes_on = goes_on and had is not None and zone not in had.all
         self.zones = zones
@@ -128,7 +129,7 @@ class Names:
         self._knot.start()
         self._sync(elements)
         # Not before: whoever comes again after a failure must find that unbound has yet to be told.
-        if _write(self._unbound_conf, self._unbound_text(zones)):
+        if files.replace(self._unbound_conf, self._unbound_text(zones)):
             if goes_on:
                 self._unbound.reload()
             else:
@@ -310,20 +311,6 @@ def _zone_text(zone: str, *, is_domain: bool) -> str:
     if is_domain:
         lines.append(f'dns-version.{zone} 5 TXT "{SCHEMA_VERSION}"')
     return "\n".join(lines) + "\n"
-
-
-def _write(path: Path, text: str) -> bool:
-    """Whether the file had another text; it has this one now."""
-    try:
-        if path.read_text() == text:
-            return False
-    except OSError:
-        pass
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.chmod(new, 0o644)
-    os.replace(new, path)
-    return True
 
 
 def _exists(user: str) -> bool:

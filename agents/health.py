@@ -26,6 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 
+from agents import files
 from agents.errors import AgentError, InvalidResource
 from agents.version import VERSION
 
@@ -84,7 +85,7 @@ class Checks:
         self._healthy_at = time.time()  # when it last was, in seconds since 1970
 
     def publish(self, elements: Mapping[str, str], *, is_healthy: bool | None = None) -> None:
-        """Answer these from now on; is_healthy: whether what was pushed is in force. Raises AgentError HealthFailed."""
+        """Answer these from now on; is_healthy: whether what was pushed is in force. Raises AgentError HealthFailed, DiskFull."""
         self._elements = dict(elements)
         if is_healthy is not None:
             if self._is_healthy and not is_healthy:
@@ -98,13 +99,7 @@ class Checks:
         said = {"version": VERSION, "healthy": self._is_healthy, "ports": self._elements}
         if not self._is_healthy:
             said["healthy_at"] = self._healthy_at
-        text = json.dumps(said)
-        try:
-            if not _has_text(self._wanted, text):
-                self._directory.mkdir(parents=True, exist_ok=True)
-                _write(self._wanted, text)
-        except OSError as err:
-            raise AgentError("HealthFailed", f"cannot write {self._wanted}: {err.strerror}") from err
+        files.replace(self._wanted, json.dumps(said))
         self.start()
 
     def tell(self, *, is_healthy: bool) -> None:
@@ -184,19 +179,6 @@ def _purpose(key: str, value: str) -> str:
     """What a resource is for, in words."""
     word, _, where = key.partition(" ")
     return f"health checks of {value.split()[0]} on port {where}" if word == "port" else f"/healthz on {where}"
-
-
-def _has_text(path: Path, text: str) -> bool:
-    try:
-        return path.read_text() == text
-    except OSError:
-        return False
-
-
-def _write(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 # The server
@@ -340,9 +322,7 @@ class _Server:
 
     def say(self, path: Path) -> None:
         """Write down which ports could not be opened."""
-        text = json.dumps({"version": VERSION, "ports": self._problems})
-        if not _has_text(path, text):
-            _write(path, text)
+        files.replace(path, json.dumps({"version": VERSION, "ports": self._problems}))
 
     @property
     def is_complete(self) -> bool:

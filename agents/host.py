@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agents import conntrack, iptables, nftables, process
+from agents import conntrack, files, iptables, nftables, process
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
@@ -209,9 +209,7 @@ class Before:
             self._note(noted)
 
     def _note(self, noted: Mapping[str, list[str]]) -> None:
-        new = self._path.with_name(self._path.name + ".new")
-        new.write_text(json.dumps(noted))
-        os.replace(new, self._path)
+        files.replace(self._path, json.dumps(noted))
 
     def _read(self) -> dict[str, list[str]]:
         try:

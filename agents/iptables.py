@@ -25,15 +25,13 @@ from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from agents import netlink, process
+from agents import files, netlink, process
 from agents.errors import AgentError, Refused
 from agents.nftables import elements_sum
-from agents.state import Change, Element, Refusal
+from agents.state import Change, Element, Elements, Refusal
 from agents.view import Frontend, View
 
 logger = logging.getLogger(__name__)
-
-Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
 
 _MODULUS = 1 << 128
 _PROTOCOLS = ("tcp", "udp", "sctp")
@@ -788,10 +786,7 @@ class Rules:
         new = {f"{family.ip} {table}" for table in _JUMPS if table not in there.tables}
         if backend.kind == "legacy" or not new:
             return
-        try:
-            self._file.write_text(json.dumps(sorted(self._made_tables() | new)))
-        except OSError as err:
-            raise AgentError("DiskFull", f"cannot write {self._file}: {err.strerror}") from err
+        files.replace(self._file, json.dumps(sorted(self._made_tables() | new)))
 
     def _made_tables(self) -> set[str]:
         try:

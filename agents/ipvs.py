@@ -16,19 +16,17 @@ Virtual servers have no names: ours carry the scheduler flag "flag-3", which no 
 from __future__ import annotations
 
 import re
-import socket
-import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from agents import host, nftables, process
+from agents import host, netlink, nftables, process
 from agents.errors import AgentError, InvalidResource, Refused
-from agents.state import Change
+from agents.state import Change, Elements
 from agents.view import View
 
 DRIVER = "ipvs"  # "scheduler" -> the node's; "scheduler 0x00000005" -> a group's
@@ -46,12 +44,9 @@ SETTINGS = {
 MAX_COMPARE_S = 30.0
 DRAIN_S = 2.0
 _SHARE = 25  # a comparison of all virtual servers may take one part in so many of the time
-_GROUP = 0x0FFFFFFF
 _FLAGS = nftables.SOURCE_RANGES | nftables.LOCAL_POLICY
 _NOT_MARKED = ("slots", "pick")  # elements that the tables have no use for
 _SERVERS = Path("/proc/net/ip_vs")
-
-Elements = Mapping[str, Mapping[str, str]]
 
 
 class IpvsRefused(Refused):
@@ -128,7 +123,7 @@ class Marking(nftables.Family):
                     restricted,
                     f"{is_local} fib saddr type local goto from_here",
                     f"{is_local} {ip} saddr @pod_cidrs goto from_pods",
-                    f"ct mark set ct mark & 0x{_GROUP:08x}",
+                    f"ct mark set ct mark & 0x{nftables.GROUP:08x}",
                     "ct mark vmap @groups",
                     "drop",
                 ),
@@ -194,6 +189,11 @@ class Key(NamedTuple):
     kind: str
     address: str
     port: int
+
+    @property
+    def group(self) -> str:
+        """The group in the mark."""
+        return f"0x{self.port & nftables.GROUP:08x}"
 
     def __str__(self) -> str:
         """As ipvsadm's arguments."""
@@ -295,7 +295,7 @@ class Wanted:
     def server(self, key: Key) -> Server | None:
         """What a virtual server should be, None: not there. Without endpoints it is kept for its connections alone."""
         if key.kind.startswith("fwm"):
-            group = f"0x{key.port & _GROUP:08x}"
+            group = key.group
             if group not in self._diverting:
                 return None
         else:
@@ -319,7 +319,7 @@ class Wanted:
     def _is_udp(self, key: Key) -> bool:
         if not key.kind.startswith("fwm"):
             return key.kind == "udp"
-        marks = self._diverting.get(f"0x{key.port & _GROUP:08x}", ())
+        marks = self._diverting.get(key.group, ())
         return any(" udp . " in element for mark in marks for element in self._by_mark.get(mark, ()))
 
     def _mark_key(self, group: str) -> Key:
@@ -436,47 +436,9 @@ def commands(key: Key, old: Server | None, new: Server | None, leaving: set[str]
 # Around them
 
 
-def _netlink(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
-    """The kernel's answers to a question about routes and addresses."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as asker:
-        asker.settimeout(10)
-        asker.send(struct.pack("=IHHII", 16 + len(body), kind, flags, 1, 0) + body)
-        while True:
-            data = asker.recv(1 << 18)
-            while data:
-                size, answer, answer_flags = struct.unpack("=IHH", data[:8])
-                if answer in (2, 3):  # an error, the end
-                    return
-                yield data[16:size]
-                if not answer_flags & 2:
-                    return
-                data = data[(size + 3) & ~3 :]
-
-
-def own_addresses() -> dict[int, frozenset[str]]:
-    """IP version -> the host's addresses, without loopback and link-local ones. Starts no process."""
-    found: dict[int, set[str]] = {4: set(), 6: set()}
-    for message in _netlink(22, 0x301, bytes(8)):
-        attributes, rest = dict[int, bytes](), message[8:]
-        while len(rest) >= 4:
-            size, kind = struct.unpack("=HH", rest[:4])
-            attributes[kind] = rest[4:size]
-            rest = rest[(size + 3) & ~3 :]
-        raw = attributes.get(2) or attributes.get(1)  # its own, if that is another than the one it points to
-        if raw and len(raw) in (4, 16):
-            address = ip_address(raw)
-            if not address.is_loopback and not (address.version == 6 and address.is_link_local):
-                found[address.version].add(str(address))
-    return {version: frozenset(addresses) for version, addresses in found.items()}
-
-
 def _is_delivered(version: int) -> bool:
     """Whether what carries the mark is for this host, whatever its address. Starts no process."""
-    family, address = (socket.AF_INET, "240.0.0.1") if version == 4 else (socket.AF_INET6, "100::1")  # nobody's
-    raw = socket.inet_pton(family, address)
-    body = struct.pack("=BBBBBBBBI", family, len(raw) * 8, 0, 0, 0, 0, 0, 0, 0)
-    body += struct.pack("=HH", 4 + len(raw), 1) + raw + struct.pack("=HHI", 8, 16, ROUTE)
-    return any(message[7] == 2 for message in _netlink(26, 1, body))
+    return netlink.is_for_this_host("240.0.0.1" if version == 4 else "100::1", mark=ROUTE)  # nobody's address
 
 
 def _deliver(version: int) -> None:
@@ -595,7 +557,7 @@ class Servers:
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """See Plane."""
         wanted = {driver: Wanted(family, {}) for driver, family in FAMILIES.items()}
-        addresses = own_addresses()
+        addresses = netlink.own_addresses()
         keys: set[Key] = set()
         for driver, family in wanted.items():
             family.move(addresses[4 if driver == "nft4" else 6])
@@ -687,7 +649,7 @@ class Servers:
         return keys
 
     def _move(self) -> set[Key]:
-        addresses = own_addresses()
+        addresses = netlink.own_addresses()
         keys = self._wanted["nft4"].move(addresses[4])
         return keys | self._wanted["nft6"].move(addresses[6])
 

@@ -26,7 +26,7 @@ from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network
 
 from agents import netlink, process
 from agents.errors import AgentError, InvalidResource, NftRefused
-from agents.state import Change
+from agents.state import Change, Elements
 
 READY_CHAINS = 64  # lb_1..lb_64 always exist, so that an ordinary delta holds elements only
 MAX_ENDPOINTS = 65536  # drawn in one group; an index must fit the classid's lower half
@@ -36,7 +36,7 @@ HASH_SEED = 0x54494D4F
 # (the top bit is none: nft 1.0.6 lists `& 0x80000000` as something it cannot read again).
 SOURCE_RANGES, LOCAL_POLICY = 0x20000000, 0x40000000
 _FLAGS = 0x70000000
-_GROUP = 0x0FFFFFFF
+GROUP = 0x0FFFFFFF
 _NO_SLOT, _ROOT_SLOT = 0, 0xFFFFFFFF  # classids that nft spells as words; no endpoint has them
 _MODULUS = 1 << 128
 
@@ -184,7 +184,7 @@ def _fixed_chains(family: Family) -> dict[str, tuple[str, tuple[str, ...]]]:
                 # From here, or from a pod here, an external address is as good as the cluster IP.
                 f"{is_local} {ip} saddr @pod_cidrs ct mark set ct mark map @to_cluster",
                 f"{is_local} fib saddr type local ct mark set ct mark map @to_cluster",
-                f"ct mark set ct mark & 0x{_GROUP:08x}",
+                f"ct mark set ct mark & 0x{GROUP:08x}",
                 "ct mark vmap @groups",
                 "drop",
             ),
@@ -330,27 +330,27 @@ def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
         ):
             return "slots", f"{match['smark']} . {_classid(match['slot'])}", f"{match['sip']} . {match['sport']}"
     elif match["frontends"]:
-        if _is_address(family, match["fip"]) and _is_port(match["fport"]) and _group_of(match["fmark"]):
+        if _is_address(family, match["fip"]) and _is_port(match["fport"]) and _names_group(match["fmark"]):
             return "frontends", f"{match['fip']} . {match['fproto']} . {match['fport']}", match["fmark"]
     elif match["addresses"]:
         if _is_address(family, match["aip"]):
             return match["container"], match["aip"], ""
     elif match["groups"]:
         numbers_fit = int(match["count"] or 1) <= MAX_ENDPOINTS and int(match["timeout"] or 1) <= MAX_TIMEOUT_S
-        if _group_of(match["gmark"]) and numbers_fit:
+        if _names_group(match["gmark"]) and numbers_fit:
             return "groups", match["gmark"], match["verdict"]
     elif match["nodeports"]:
-        if _is_port(match["nport"]) and _group_of(match["nmark"]):
+        if _is_port(match["nport"]) and _names_group(match["nmark"]):
             return "nodeports", match["nkey"], match["nmark"]
     elif match["pick"]:
         if int(match["index"]) < MAX_ENDPOINTS and _NO_SLOT < int(match["picked"]) < _ROOT_SLOT:
             return "pick", f"{match['pmark']} . {_classid(match['index'])}", _classid(match["picked"])
     elif match["to_cluster"]:
-        if _group_of(match["lmark"]) and _group_of(match["cmark"]):
+        if _names_group(match["lmark"]) and _names_group(match["cmark"]):
             return "to_cluster", match["lmark"], match["cmark"]
     elif match["networks"] and _is_network(family, match["cidr"]):
         return match["of"], match["cidr"], ""
-    elif match["source_ranges"] and _group_of(match["rmark"]) and _is_network(family, match["source"]):
+    elif match["source_ranges"] and _names_group(match["rmark"]) and _is_network(family, match["source"]):
         return "source_ranges", f"{match['rmark']} . {match['source']}", ""
     why = f" ({kind}): not a canonical address, or a number out of range" if kind else ""
     raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}{why}")
@@ -360,8 +360,13 @@ def _is_port(text: str) -> bool:
     return int(text) <= 65535
 
 
-def _group_of(mark: str) -> int:
-    return int(mark, 16) & _GROUP
+def group_of(mark: str) -> str:
+    """The group's id in a mark that may have flags, as the elements spell it: "0x00000005"."""
+    return f"0x{int(mark, 16) & GROUP:08x}"
+
+
+def _names_group(mark: str) -> bool:
+    return int(mark, 16) & GROUP != 0
 
 
 def _is_address(family: Family, text: str) -> bool:
@@ -503,9 +508,6 @@ class _Known:
 
     sum: int
     chains: Counter[str] = field(default_factory=Counter)
-
-
-Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
 
 
 class Tables:

@@ -8,16 +8,13 @@ the next one in FALLBACKS serves instead, and the control plane is told.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from agents import iptables, ipvs, nftables, userspace
-from agents.errors import AgentError
-from agents.state import Change, Element, Refusal
-
-Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
+from agents import files, iptables, ipvs, nftables, userspace
+from agents.state import Change, Element, Elements, Refusal
 
 DEFAULT = "nftables"
 FALLBACKS = {"ipvs": "iptables", "iptables": DEFAULT, "userspace": DEFAULT}
@@ -54,21 +51,13 @@ class Plane(Protocol):
         """What `delete` should have taken off and is still there, each in a few words."""
 
 
-def judge_nothing(resources: Mapping[Element, str]) -> Refusal | None:
-    """Of planes that can do all there is."""
-    return None
-
-
+@dataclass(frozen=True)
 class Kind:
     """A plane before it is there. lacks: why this host cannot have it, "" when it can; judge: why not this owner."""
 
-    def __init__(
-        self,
-        make: Callable[[Path, Path], Plane],
-        lacks: Callable[[], str] = lambda: "",
-        judge: Callable[[Mapping[Element, str]], Refusal | None] = judge_nothing,
-    ) -> None:
-        self.make, self.lacks, self.judge = make, lacks, judge
+    make: Callable[[Path, Path], Plane]
+    lacks: Callable[[], str] = lambda: ""
+    judge: Callable[[Mapping[Element, str]], Refusal | None] | None = None
 
 
 KINDS: dict[str, Kind] = {
@@ -104,7 +93,7 @@ class Planes:
     def judge(self, owners: Mapping[str, Mapping[Element, str]]) -> dict[str, Refusal]:
         """Owner -> why the plane in force cannot do it."""
         judge = KINDS[self.mode].judge
-        if judge is judge_nothing:
+        if judge is None:
             return {}
         found = {owner: judge(held) for owner, held in owners.items()}
         return {owner: why for owner, why in found.items() if why is not None}
@@ -142,9 +131,4 @@ class Planes:
             return {DEFAULT}  # agents before modes had no such file
 
     def _note(self, names: set[str]) -> None:
-        new = self._file.with_name(self._file.name + ".new")
-        try:
-            new.write_text(json.dumps(sorted(names)))
-            os.replace(new, self._file)
-        except OSError as err:
-            raise AgentError("DiskFull", f"cannot write {self._file}: {err.strerror}") from err
+        files.replace(self._file, json.dumps(sorted(names)))

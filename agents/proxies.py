@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents import process
+from agents import files, process
 from agents.daemons import Daemon
 from agents.errors import AgentError
 
@@ -89,7 +89,7 @@ class HAProxy:
         text = [general, f"    description {_digest(general)}\n"]
         for listener, held in sorted(servers.items()):
             text += [_section(listener), *(f"    server {_name(e)} {_at(e)} weight {w}\n" for e, w in held.items())]
-        _write(self._config, "".join(text))
+        files.replace(self._config, "".join(text))
         before = self._daemon.pid
         if before is None:
             self._socket.unlink(missing_ok=True)
@@ -282,7 +282,7 @@ class Nginx:
     def serve(self, ports: Mapping[Endpoint, int]) -> None:
         """Send what comes to these ports to their endpoints; returns when all are open."""
         text = self._text(ports)
-        is_new = _write(self._config, text)
+        is_new = files.replace(self._config, text)
         if not self.is_running:
             self.end_orphans()
             if ports:
@@ -404,20 +404,3 @@ def _first(*users: str) -> str:
 
 def _group_of(user: str) -> str:
     return grp.getgrgid(pwd.getpwnam(user).pw_gid).gr_name
-
-
-def _write(path: Path, text: str) -> bool:
-    """Whether the file had another text; it has this one now. Raises AgentError DiskFull."""
-    try:
-        if path.read_text() == text:
-            return False
-    except OSError:
-        pass
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(path.name + ".new")
-        new.write_text(text)
-        os.replace(new, path)
-    except OSError as err:
-        raise AgentError("DiskFull", f"cannot write {path}: {err.strerror}") from err
-    return True

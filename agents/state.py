@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from sys import intern
 
 Element = tuple[str, str]
+Elements = Mapping[str, Mapping[str, str]]  # driver -> key -> value; a driver may be missing
 Owners = Mapping[str, Iterable[Sequence[str]]]
 
 EMPTY_DIGEST = "0" * 32

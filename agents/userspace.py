@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import random
 import shutil
 import socket
@@ -26,16 +25,15 @@ from functools import cached_property
 from ipaddress import IPv6Address
 from pathlib import Path
 
-from agents import conntrack, nftables, process, proxies
+from agents import conntrack, files, nftables, process, proxies
 from agents.errors import AgentError, NftRefused, Refused
 from agents.nftables import Family
 from agents.proxies import Endpoint, Listener
-from agents.state import Change, Element, Refusal
+from agents.state import Change, Element, Elements, Refusal
 from agents.view import Group, View, protocols
 
 logger = logging.getLogger(__name__)
 
-Elements = Mapping[str, Mapping[str, str]]  # driver -> elements; a driver may be missing
 GroupKey = tuple[str, str]  # driver, the group's id
 
 TABLE = "timonel_userspace"
@@ -122,13 +120,7 @@ class Ports:
             "udp": [[*endpoint, port] for endpoint, port in self.udp.items()],
             "peer": self.peer,
         }
-        new = self._path.with_name(self._path.name + ".new")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_text(json.dumps(held))
-            os.replace(new, self._path)
-        except OSError as err:
-            raise AgentError("DiskFull", f"cannot write {self._path}: {err.strerror}") from err
+        files.replace(self._path, json.dumps(held))
 
     def take(self, key: GroupKey, version: int, affinity_s: int) -> bool:
         """Give a group a listener of this kind; whether it is one that nobody listens on yet."""
@@ -375,7 +367,7 @@ class _Side:
                 container, _, rest = key.partition(" ")
                 if container in ("frontends", "nodeports"):
                     _count(self._protocols, value, rest.split(" . ")[-2], step)
-                    groups.add(_group(value))
+                    groups.add(nftables.group_of(value))
                     groups |= {self._view.to_cluster[value]} if value in self._view.to_cluster else set()
                 elif container == "to_cluster":
                     _count(self._marks, value, rest, step)
@@ -410,10 +402,6 @@ def _count(counts: dict[str, Counter[str]], key: str, item: str, step: int) -> N
         del held[item]
     if not held:
         del counts[key]
-
-
-def _group(mark: str) -> str:
-    return f"0x{int(mark, 16) & 0x0FFFFFFF:08x}"
 
 
 @dataclass(frozen=True)

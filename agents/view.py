@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from agents.nftables import LOCAL_POLICY, SOURCE_RANGES
+from agents.nftables import LOCAL_POLICY, SOURCE_RANGES, group_of
 from agents.state import Change
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-_GROUP = 0x0FFFFFFF
 SETS = ("cluster_ips", "local_endpoints", "pod_cidrs", "without_node_ports", "masquerade_all")
 
 
@@ -35,7 +34,7 @@ class Frontend:
     @property
     def group(self) -> str:
         """The group's id as its key, "0x00000005"."""
-        return f"0x{int(self.mark, 16) & _GROUP:08x}"
+        return group_of(self.mark)
 
     @property
     def is_local(self) -> bool:

@@ -57,13 +57,11 @@ def test_the_tables_are_looked_at_again_after_somebodys_commit():
 
 
 def test_what_is_no_answer_is_no_generation():
-    def message(kind: int, attributes: bytes) -> bytes:
-        return struct.pack("=IHHII", 20 + len(attributes), kind, 0, 1, 0) + bytes(4) + attributes
-
+    kind, head = 10 << 8 | 15, bytes(4)
     number = struct.pack("=HH", 8, 1) + struct.pack(">I", 77)
     other = struct.pack("=HH", 7, 3) + b"nf\0" + b"\0"
-    assert netlink._read(message(10 << 8 | 15, number)) == 77
-    assert netlink._read(message(10 << 8 | 15, other + number)) == 77
-    assert netlink._read(message(10 << 8 | 15, other)) is None
-    assert netlink._read(message(10 << 8 | 15, bytes(4))) is None  # an attribute without a length
-    assert netlink._read(message(2, number)) is None
+    assert netlink._generation(kind, head + number) == 77
+    assert netlink._generation(kind, head + other + number) == 77
+    assert netlink._generation(kind, head + other) is None
+    assert netlink._generation(kind, head + bytes(4)) is None  # an attribute without a length
+    assert netlink._generation(2, head + number) is None
