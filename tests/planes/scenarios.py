@@ -220,13 +220,13 @@ class Scenarios:
 
     def test_what_somebody_changed_by_hand_is_repaired_and_told(self, world: World) -> None:
         world.send(web=Given({"inside": "ready"}))
+        world.agent.events.clear()
         self.damage(world)
         self.wait_for_repair(world)
         for version in VERSIONS:
             way = world.way("web", "cluster ip", version)
             eventually(lambda way=way: reached(world.node, way, count=3) == {"inside"}, "it is served again")
-        world.agent.ask("ping")
-        assert "changed" in world.agent.events[-1]["message"], world.agent.events[-1]
+        self.wait_until_told(world)
 
     def test_deltas_lead_to_the_same_as_everything_at_once(self, world: World) -> None:
         """What many small changes left is what one refill makes."""
@@ -283,6 +283,15 @@ class Scenarios:
         assert self.foreign(world) == foreign
         world.enrol()
         assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
+
+    def wait_until_told(self, world: World, words: str = "changed") -> None:
+        """Until an event of the node says so; it comes when all of a repair is done."""
+
+        def is_told() -> bool:
+            world.agent.ask("ping")
+            return any(words in event["message"] for event in world.agent.events)
+
+        eventually(is_told, f"{words!r} is told")
 
     # What a mode does its own way
 

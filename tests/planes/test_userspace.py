@@ -103,6 +103,7 @@ class TestUserspace(Scenarios):
     def test_a_killed_proxy_is_back_soon_and_it_is_told(self, world: World) -> None:
         world.send(web=Given({"inside": "ready"}), names=Given({"inside": "ready"}, "udp"))
         for name, service, protocol in (("haproxy", "web", "tcp"), ("nginx", "names", "udp")):
+            world.agent.events.clear()
             assert world.node.kill(name) > 0
             for version in VERSIONS:
                 way = world.way(service, "cluster ip", version)
@@ -110,8 +111,7 @@ class TestUserspace(Scenarios):
                     lambda way=way, protocol=protocol: reached(world.node, way, protocol, count=1) == {"inside"},
                     f"{name} is back",
                 )
-            world.agent.ask("ping")
-            assert "changed" in world.agent.events[-1]["message"], world.agent.events[-1]
+            self.wait_until_told(world)
 
     def test_what_proxies_cannot_is_refused_and_the_rest_served(self, world: World) -> None:
         world.send(web=Given({"inside": "ready"}), signals=Given({"inside": "ready"}, "sctp"))
