@@ -28,6 +28,7 @@ from pathlib import Path
 from agents import files, netlink, process
 from agents.errors import AgentError, Refused
 from agents.nftables import elements_sum
+from agents.pace import Pace
 from agents.state import Change, Element, Elements, Refusal
 from agents.view import Frontend, View
 
@@ -550,21 +551,6 @@ def _objection(backend: Backend, family: Family, script: str, timeout_s: float) 
 # The plane
 
 
-class _Pace:
-    """Of something that is done again and again: it takes at most a thirtieth of the time, or is done every 30 s."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-
-    def is_due(self) -> bool:
-        return time.monotonic() >= self._next
-
-    def note(self, began: float) -> None:
-        """It was done just now."""
-        now = time.monotonic()
-        self._next = now + min(30 * (now - began), 30.0)
-
-
 class Rules:
     """The chains in the kernel, as far as this process knows."""
 
@@ -578,7 +564,7 @@ class Rules:
         self._links: frozenset[str] = frozenset()
         # (driver, table, chain) -> its rules as the tool lists them; of chains without, only their number is known
         self._seen: dict[tuple[str, str, str], str] = {}
-        self._generations, self._comparisons = _Pace(), _Pace()
+        self._generations, self._comparisons = Pace(), Pace()
         self._ruleset: int | None = None  # its generation when everything was found right
 
     # Changing it
@@ -669,7 +655,7 @@ class Rules:
     # Looking at it
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
-        """Go on with chains that hold these elements, as another process left them (`is_as_left` said so)."""
+        """Go on with chains that hold these elements, as another process left them (`difference` said none)."""
         self._backend, self._known, self._seen = choose(), {}, {}
         self._links = frozenset()  # whatever they were
         for driver in _expected(elements):
@@ -677,8 +663,8 @@ class Rules:
         self.set_links(links)
         self._look()
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """Whether the chains are what this process made of them; given elements: what these make.
+    def difference(self, elements: Elements | None) -> str:
+        """See Plane.
 
         The generation is looked at, and each chain is compared with what it was, as often as their paces allow: where there are
         few chains, each time. With nf_tables neither is done as long as the kernel says that nobody has changed anything.
@@ -686,28 +672,30 @@ class Rules:
         if elements is not None:
             backend = choose()
             if backend is None:
-                return False
+                return "iptables is not installed"
             wanted = {
                 driver: Chains(FAMILIES[driver], elements.get(driver) or {}, ()) for driver in _expected(elements)
             }
-            return all(
-                _differences(Listing.read(save(backend, chains.family)), chains, has_links=False) == []
+            return " and ".join(
+                _said(chains.family, found)
                 for chains in wanted.values()
+                if (found := _differences(Listing.read(save(backend, chains.family)), chains, has_links=False))
             )
         if not self._known or self._backend is None:
-            return False
+            return "the chains' content is unknown"
         if self._ruleset is not None and self._ruleset == self._ruleset_now():
-            return True
+            return ""
         if not self._backend.is_there:
-            return False
+            return f"iptables {self._backend} is not installed any more"
         if self._generations.is_due():
             began = time.monotonic()
-            if not all(self._has_generation(chains) for chains in self._known.values()):
-                return False
+            for chains in self._known.values():
+                if not self._has_generation(chains):
+                    return _said(chains.family, [_GENERATION])
             self._generations.note(began)
-        return self._look() if self._comparisons.is_due() else True
+        return self._look() if self._comparisons.is_due() else ""
 
-    def _look(self) -> bool:
+    def _look(self) -> str:
         """Compare every chain with what it was when last looked at, or with how many rules it has; note what it is."""
         began, ruleset = time.monotonic(), self._ruleset_now()
         self._ruleset = None
@@ -721,13 +709,10 @@ class Rules:
                 if self._seen.setdefault((driver, table, chain), sum_now) != sum_now:
                     differences.append(chain)
             if differences:
-                logger.warning(
-                    "%stables is not as it was: %s", chains.family.ip, ", ".join(sorted(set(differences))[:5])
-                )
-                return False
+                return _said(chains.family, differences)
         self._ruleset = ruleset
         self._comparisons.note(began)
-        return True
+        return ""
 
     def _forget(self, keys: Iterable[tuple[str, str, str]]) -> None:
         self._ruleset = None
@@ -845,6 +830,10 @@ def _differences(there: Listing, chains: Chains, has_links: bool = True) -> list
         different.append(_GENERATION)
     different += [table for table, jumps in _JUMPS.items() if not _are_jumps(there.jumps.get(table, []), jumps)]
     return different
+
+
+def _said(family: Family, differences: Iterable[str]) -> str:
+    return f"somebody changed {', '.join(sorted(set(differences))[:5])} of {family.ip}tables"
 
 
 def _expected(elements: Elements) -> list[str]:

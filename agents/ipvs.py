@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from agents import host, netlink, nftables, process
 from agents.errors import AgentError, InvalidResource, Refused
+from agents.pace import Pace
 from agents.state import Change, Elements
 from agents.view import View
 
@@ -41,9 +42,7 @@ SETTINGS = {
     "net/ipv4/vs/expire_nodest_conn": "1",
     "net/ipv4/vs/expire_quiescent_template": "1",
 }
-MAX_COMPARE_S = 30.0
 DRAIN_S = 2.0
-_SHARE = 25  # a comparison of all virtual servers may take one part in so many of the time
 _FLAGS = nftables.SOURCE_RANGES | nftables.LOCAL_POLICY
 _NOT_MARKED = ("slots", "pick")  # elements that the tables have no use for
 _SERVERS = Path("/proc/net/ip_vs")
@@ -89,7 +88,7 @@ class Marking(nftables.Family):
         return {**super().derived, "frontends": ("served", "{0}")}
 
     @property
-    def remembered(self) -> tuple[str, ...]:
+    def kept(self) -> tuple[str, ...]:
         return ()
 
     def chain_rules(self, chain: str) -> tuple[str, ...]:
@@ -468,7 +467,7 @@ class Servers:
         self._leaving: dict[Key, set[str]] = {}
         self._drained: dict[Key, set[str]] = {}  # of those, the ones that were seen without connections
         self._is_known = False
-        self._compare_at = 0.0
+        self._comparisons = Pace()
 
     def commit(self, changes: Mapping[str, Change]) -> None:
         """See Plane. First the virtual servers that connections are to get to, last what they no longer do."""
@@ -513,46 +512,52 @@ class Servers:
         self._tables.take_over(_marked(elements), links)
         self._be_known()
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """See Plane. Virtual servers are compared as often as their number allows, at least every MAX_COMPARE_S."""
+    def difference(self, elements: Elements | None) -> str:
+        """See Plane. Virtual servers are compared by a pace."""
         if elements is None and not self._is_known:
-            return False
-        if not self._tables.is_as_left(None if elements is None else _marked(elements)):
-            return False
-        versions = (4, 6) if "nft6" in self._tables.sums or (elements or {}).get("nft6") else (4,)
-        if not all(map(_is_delivered, versions)) or any(
-            host.setting(name) != value for name, value in SETTINGS.items()
-        ):
-            return False
-        if elements is None and time.monotonic() < self._compare_at:
-            return True
-        began = time.monotonic()
+            return "what virtual servers there are is unknown"
+        if other := self._tables.difference(None if elements is None else _marked(elements)):
+            return other
+        versions = (4, 6) if "nft6" in self._tables.drivers or (elements or {}).get("nft6") else (4,)
+        if not all(map(_is_delivered, versions)):
+            return f"somebody changed the routing rules: what carries mark 0x{ROUTE:x} is not for this host"
+        if others := [name for name, value in SETTINGS.items() if host.setting(name) != value]:
+            return f"somebody changed setting {', '.join(others)}"
         if elements is not None:
-            held = self._recall(elements)
-            wanted = {key: server for key in self._everything() if (server := self._server(key)) and server.endpoints}
-            is_same = all(
-                key in held and held[key].is_like(server, held[key].endpoints) for key, server in wanted.items()
-            )
-            return is_same and all(
-                key in wanted or not any(weight for weight, _ in server.endpoints.values())
-                for key, server in held.items()
-                if server.is_ours
-            )
-        is_same = self._compare(read())
-        took = time.monotonic() - began
-        self._compare_at = began + min(MAX_COMPARE_S, _SHARE * took)
-        return is_same
+            return _said(self._compare_with_wanted(self._recall(elements)))
+        if not self._comparisons.is_due():
+            return ""
+        began = time.monotonic()
+        found = self._compare(read())
+        self._comparisons.note(began)
+        return _said(found)
 
-    def _compare(self, held: Mapping[Key, Held]) -> bool:
-        self._drained = {}
+    def _compare_with_wanted(self, held: Mapping[Key, Held]) -> list[Key]:
+        """The virtual servers that are not as the elements ask, whatever leaves them."""
+        wanted = {key: server for key in self._everything() if (server := self._server(key)) and server.endpoints}
+        found = [
+            key
+            for key, server in wanted.items()
+            if key not in held or not held[key].is_like(server, held[key].endpoints)
+        ]
+        return found + [
+            key
+            for key, server in held.items()
+            if server.is_ours and key not in wanted and any(weight for weight, _ in server.endpoints.values())
+        ]
+
+    def _compare(self, held: Mapping[Key, Held]) -> list[Key]:
+        """The virtual servers that are not as this process made them; who has drained is noted."""
+        self._drained, found = {}, []
         for key, server in self._servers.items():
             leaving = self._leaving.get(key, set())
             if key not in held or not held[key].is_like(server, leaving):
-                return False
+                found.append(key)
+                continue
             drained = {name for name in leaving if held[key].endpoints.get(name, (0, 0))[1] == 0}
             if drained:
                 self._drained[key] = drained
-        return not any(server.is_ours and key not in self._servers for key, server in held.items())
+        return found + [key for key, server in held.items() if server.is_ours and key not in self._servers]
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """See Plane."""
@@ -693,6 +698,11 @@ class Servers:
 
 def _driver(key: Key) -> str:
     return "nft6" if key.kind == "fwm6" or ":" in key.address else "nft4"
+
+
+def _said(others: Iterable[Key]) -> str:
+    names = sorted(str(key) for key in others)
+    return f"somebody changed virtual server {', '.join(names[:5])}" if names else ""
 
 
 def _send(lines: list[str]) -> None:

@@ -15,17 +15,20 @@ work in nft 1.0.6; it is set on first packets only, as is bit 0x4000 of the pack
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import socket
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network
 
-from agents import netlink, process
+from agents import netlink, process, readback
 from agents.errors import AgentError, InvalidResource, NftRefused
+from agents.pace import Pace
 from agents.state import Change, Elements
 
 READY_CHAINS = 64  # lb_1..lb_64 always exist, so that an ordinary delta holds elements only
@@ -84,9 +87,19 @@ class Family:
         return {"local_endpoints": ("hairpin", "{0} . {0}")}
 
     @property
-    def remembered(self) -> tuple[str, ...]:
-        """The declarations of sets that packets fill."""
+    def kept(self) -> tuple[str, ...]:
+        """The declarations of sets that a refill leaves alone: packets fill them, or somebody else here does."""
         return (f"map affinity {{ {self.affinity}; size 1048576; flags dynamic,timeout; }}",)
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """The names in resources, in the order in which their elements go and come."""
+        return CONTAINERS
+
+    @property
+    def ready_chains(self) -> tuple[str, ...]:
+        """Shared chains that are always there."""
+        return tuple(f"lb_{n}" for n in range(1, READY_CHAINS + 1))
 
     @property
     def fixed_chains(self) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -97,9 +110,22 @@ class Family:
         """The rules of a shared chain by its name: what `groups` lead to."""
         return _chain_rules(self, chain)
 
+    def chains_of(self, elements: Mapping[str, str]) -> Counter[str]:
+        """How many elements of `groups` lead to each shared chain; without those that are always there."""
+        return chains_of(elements)
+
+    def spell(self, key: str, value: str) -> tuple[str, str, str]:
+        """(container, key, data) as nft reads them; data is empty for sets. Raises InvalidResource."""
+        return spell(self, key, value)
+
+    def chains(self, shared: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Chain -> (its hook, its rules), of all in a table that has these shared chains."""
+        names = [*self.ready_chains, *_in_order(shared)]
+        return {**{name: ("", self.chain_rules(name)) for name in names}, **self.fixed_chains}
+
     @property
     def sets(self) -> dict[str, str]:
-        """Name -> declaration of every set and map that is emptied by a refill; not of `affinity`."""
+        """Name -> declaration of every set and map that is emptied by a refill."""
         kind = "ipv4_addr" if self.ip == "ip" else "ipv6_addr"
         return {
             "frontends": f"map frontends {{ type {kind} . inet_proto . inet_service : mark; }}",
@@ -284,9 +310,9 @@ def chains_of(elements: Mapping[str, str]) -> Counter[str]:
     return found
 
 
-def chains_after(known: Counter[str], change: Change) -> Counter[str]:
+def chains_after(family: Family, known: Counter[str], change: Change) -> Counter[str]:
     """The same as `chains_of` for a table that is changed."""
-    return known + chains_of(change.adds) - chains_of(change.deletes)
+    return known + family.chains_of(change.adds) - family.chains_of(change.deletes)
 
 
 def _in_order(chains: Iterable[str]) -> list[str]:
@@ -296,10 +322,9 @@ def _in_order(chains: Iterable[str]) -> list[str]:
 
 def skeleton(family: Family, extra_chains: Iterable[str] = ()) -> str:
     """Everything but elements: sets, chains and rules, loadable over an empty kernel and over an older self."""
-    shared = [*(f"lb_{n}" for n in range(1, READY_CHAINS + 1)), *_in_order(extra_chains)]
-    chains = {**{name: ("", family.chain_rules(name)) for name in shared}, **family.fixed_chains}
+    chains = family.chains(extra_chains)
     lines = [f"table {family.table} {{"]
-    lines += [f"\t{text}" for text in (*family.sets.values(), *family.remembered)]
+    lines += [f"\t{text}" for text in (*family.sets.values(), *family.kept)]
     lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
     lines.append("}")
     lines += [f"flush chain {family.table} {name}" for name in chains]
@@ -403,6 +428,18 @@ def elements_sum(elements: Mapping[str, str]) -> int:
     return total % _MODULUS
 
 
+def sums_of(family: Family, elements: Mapping[str, str]) -> dict[str, int]:
+    """Set or map -> `elements_sum` of what it holds, of derived sets too."""
+    parts: dict[str, dict[str, str]] = {}
+    for key, value in elements.items():
+        container, _, element = key.partition(" ")
+        parts.setdefault(container, {})[key] = value
+        if container in family.derived:
+            name, spelled = family.derived[container]
+            parts.setdefault(name, {})[f"{name} {spelled.format(element)}"] = ""
+    return {name: elements_sum(part) for name, part in parts.items()}
+
+
 def generation(family: Family, elements: int) -> str:
     """The one element of set `generation` for a sum of elements."""
     return str(IPv6Address((elements + family.skeleton_sum) % _MODULUS))
@@ -411,14 +448,14 @@ def generation(family: Family, elements: int) -> str:
 def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) -> list[str]:
     texts: dict[str, list[str]] = {}
     for key, value in elements.items():
-        container, element, data = spell(family, key, value)
+        container, element, data = family.spell(key, value)
         texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
         if container in family.derived:
             name, spelled = family.derived[container]
             texts.setdefault(name, []).append(spelled.format(element))
     return [
         f"{verb} element {family.table} {container} {{ {', '.join(texts[container])} }}"
-        for container in (*CONTAINERS, *(name for name, _ in family.derived.values()))
+        for container in (*family.containers, *(name for name, _ in family.derived.values()))
         if container in texts
     ]
 
@@ -428,7 +465,7 @@ def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) ->
 
 def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, known_chains: Counter[str]) -> str:
     """One transaction that is refused unless the table is of the expected generation."""
-    chains = chains_after(known_chains, change)
+    chains = chains_after(family, known_chains, change)
     lines = [f"delete element {family.table} generation {{ {generation(family, old_sum)} }}"]
     for chain in _in_order(chains.keys() - known_chains.keys()):
         lines += _chain_commands(family, chain)
@@ -439,13 +476,17 @@ def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, kno
     return "\n".join(lines) + "\n"
 
 
-def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[str]) -> str:
+def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[str], there: Iterable[str] = ()) -> str:
     """One transaction that makes the table exactly this, whatever it was; links: names of the node's interfaces.
 
-    Which client had which endpoint stays: the slots of groups with affinity are the same afterwards.
+    there: the chains it has; those that are not wanted go. Which client had which endpoint stays: the slots of groups
+    with affinity are the same afterwards.
     """
-    lines = [skeleton(family, chains_of(elements))]
+    shared = family.chains_of(elements)
+    stale = sorted(set(there) - family.chains(shared).keys())
+    lines = [skeleton(family, shared)]
     lines += [f"flush {text.split()[0]} {family.table} {name}" for name, text in family.sets.items()]
+    lines += [f"{verb} chain {family.table} {name}" for verb in ("flush", "delete") for name in stale]
     lines += _element_commands(family, "add", elements)
     lines += _link_commands(family, "add", links)
     lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
@@ -459,7 +500,7 @@ def _chain_commands(family: Family, name: str) -> list[str]:
 
 
 def _link_commands(family: Family, verb: str, links: Iterable[str]) -> list[str]:
-    pairs = [f'"{name}" . "{name}"' for name in sorted(links)]
+    pairs = [f'"{name}" . "{name}"' for name in sorted(links)] if "same_link" in family.sets else []
     return [f"{verb} element {family.table} same_link {{ {', '.join(pairs)} }}"] if pairs else []
 
 
@@ -468,7 +509,7 @@ def _parts(family: Family, elements: Mapping[str, str], links: Iterable[str], si
     mark = f"element {family.table} generation"
     yield refill_script(family, {}, links) + f"delete {mark} {{ {generation(family, 0)} }}\n"
     items = list(elements.items())
-    for chain in _in_order(chains_of(elements)):
+    for chain in _in_order(family.chains_of(elements)):
         yield "\n".join(_chain_commands(family, chain)) + "\n"
     for start in range(0, len(items), size):
         yield "\n".join(_element_commands(family, "add", dict(items[start : start + size]))) + "\n"
@@ -504,10 +545,63 @@ def _complaint(said: str, script: str) -> str:
 
 @dataclass
 class _Known:
-    """What this process knows of a table: the sum of its elements, and the shared chains they lead to."""
+    """What this process knows of a table.
 
-    sum: int
-    chains: Counter[str] = field(default_factory=Counter)
+    sums: set or map -> sum of its elements. chains: shared chains that `groups` lead to, with how many do. seen: chain -> sum
+    over its rules, as they were right after this process wrote them.
+    """
+
+    family: Family
+    sums: dict[str, int]
+    chains: Counter[str]
+    seen: dict[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, family: Family, elements: Mapping[str, str]) -> _Known:
+        return cls(family, sums_of(family, elements), family.chains_of(elements))
+
+    @property
+    def sum(self) -> int:
+        """Of all elements, without those that follow from others."""
+        derived = {name for name, _ in self.family.derived.values()}
+        return sum(part for name, part in self.sums.items() if name not in derived) % _MODULUS
+
+    def after(self, change: Change) -> _Known:
+        """The same of a table that is changed."""
+        sums = Counter(self.sums)
+        sums.subtract(sums_of(self.family, change.deletes))
+        sums.update(sums_of(self.family, change.adds))
+        chains = chains_after(self.family, self.chains, change)
+        seen = {name: what for name, what in self.seen.items() if name not in self.chains or name in chains}
+        return _Known(self.family, {name: part % _MODULUS for name, part in sums.items()}, chains, seen)
+
+    def learn(self) -> None:
+        """See how the kernel has chains that were written just now."""
+        for name, (_, what) in readback.chains(self.family.ip, self.family.name).items():
+            self.seen.setdefault(name, what)
+
+    def differences(self, links: Iterable[str]) -> list[str]:
+        """The sets, maps and chains that are not what they should be. O(elements). Raises OSError."""
+        ip, table, found = self.family.ip, self.family.name, []
+        linked = {f"same_link {name} . {name}": "" for name in links}
+        wanted = {**self.sums, "same_link": elements_sum(linked), "generation": elements_sum(self._generation)}
+        for name, declaration in self.family.sets.items():
+            if readback.elements_sum(ip, table, name) != wanted.get(name, 0):
+                found.append(f"{declaration.split()[0]} {name}")
+        there, should = readback.chains(ip, table), self.family.chains(self.chains)
+        for name in sorted(there.keys() | should.keys()):
+            number, what = there.get(name, (-1, b""))
+            if name not in should or number != len(should[name][1]) or self.seen.setdefault(name, what) != what:
+                found.append(f"chain {name}")
+        return found
+
+    def is_of_its_generation(self) -> bool:
+        """Whether the table says that it has these elements. Raises OSError."""
+        return dict(readback.elements(self.family.ip, self.family.name, "generation")) == self._generation
+
+    @property
+    def _generation(self) -> dict[str, str]:
+        return {f"generation {generation(self.family, self.sum)}": ""}
 
 
 class Tables:
@@ -527,12 +621,13 @@ class Tables:
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
         self._looked_at: int | None = None  # the kernel's generation when the tables were found as left
+        self._looks = Pace()
         self._known: dict[str, _Known] = {}  # driver -> what is known; only `refill` may follow when it is missing
 
     @property
-    def sums(self) -> dict[str, int]:
-        """Driver -> sum of the elements in its table, of the tables that are known."""
-        return {driver: known.sum for driver, known in self._known.items()}
+    def drivers(self) -> Set[str]:
+        """Those whose tables are known."""
+        return self._known.keys()
 
     def commit(self, changes: Mapping[str, Change]) -> None:
         """Apply a change (driver -> Change) as a compare-and-swap of both tables in one transaction.
@@ -548,17 +643,19 @@ class Tables:
             known = self._known.get(driver)
             if known is None and self._known and not change.deletes:
                 # The first element of a family: its table is made now.
-                scripts.append(refill_script(family, change.adds, self.links))
-                then[driver] = _Known(elements_sum(change.adds), chains_of(change.adds))
+                scripts.append(
+                    refill_script(family, change.adds, self.links, netlink.table_chains(family.ip, family.name))
+                )
+                then[driver] = _Known.of(family, change.adds)
                 continue
             if known is None:
                 raise NftRefused(f"cannot change table {family.table}: its content is unknown")
-            new_sum = (known.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
-            scripts.append(delta_script(family, change, known.sum, new_sum, known.chains))
-            then[driver] = _Known(new_sum, chains_after(known.chains, change))
+            then[driver] = known.after(change)
+            scripts.append(delta_script(family, change, known.sum, then[driver].sum, known.chains))
         if scripts:
             self._send("".join(scripts))
             self._known |= then
+            self._learn(driver for driver, known in then.items() if known.chains.keys() - known.seen.keys())
 
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make the tables exactly this; established connections go on. O(everything)."""
@@ -570,11 +667,12 @@ class Tables:
                 self._delete(family)
                 continue
             self._refill(family, held, links)
-            self._known[driver] = _Known(elements_sum(held), chains_of(held))
+            self._known[driver] = _Known.of(family, held)
         self.links = links
+        self._learn(self._known)
 
     def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        script = refill_script(family, elements, links)
+        script = refill_script(family, elements, links, netlink.table_chains(family.ip, family.name))
         try:
             self._send(script)
         except NftRefused as err:
@@ -583,6 +681,7 @@ class Tables:
                     self._send(part)
                 return
             # A table of this name with sets of other types. Nothing less than a new one helps.
+            script = refill_script(family, elements, links)
             self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
@@ -600,16 +699,18 @@ class Tables:
         return ""
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
-        """Go on with tables that hold these elements, as another process left them (see are_expected)."""
+        """Go on with tables that hold these elements, as another process left them (`difference` said none)."""
         links = frozenset(links)
         lines: list[str] = []
         then: dict[str, _Known] = {}
-        for driver in self._expected_sums(elements):
-            family, held = self._families[driver], elements.get(driver) or {}
-            lines += [f"flush set {family.table} same_link", *_link_commands(family, "add", links)]
-            then[driver] = _Known(elements_sum(held), chains_of(held))
-        self._send("\n".join(lines) + "\n")
+        for driver, known in self._expected(elements).items():
+            if "same_link" in known.family.sets:
+                lines += [f"flush set {known.family.table} same_link", *_link_commands(known.family, "add", links)]
+            then[driver] = known
+        if lines:
+            self._send("\n".join(lines) + "\n")
         self._known, self.links = then, links
+        self._learn(self._known)
 
     def delete(self) -> None:
         """Take the tables out of the kernel. For good: see the head of this file."""
@@ -634,20 +735,59 @@ class Tables:
             lines += _link_commands(self._families[driver], "delete", gone) + _link_commands(
                 self._families[driver], "add", new
             )
-        self._send("\n".join(lines) + "\n")
+        if lines:
+            self._send("\n".join(lines) + "\n")
         self.links = links
-        return True
+        return bool(lines)
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """Whether the tables are what this process made of them; given elements: what these make."""
-        if elements is not None:
-            return self._are_expected(self._expected_sums(elements))
-        generation = netlink.ruleset_generation()
-        if self._known and generation is not None and generation == self._looked_at:
-            return True  # nobody has committed anything since, this process included
-        as_left = bool(self._known) and self._are_expected(self.sums)
-        self._looked_at = generation if as_left else None
-        return as_left
+    def difference(self, elements: Elements | None) -> str:
+        """See Plane. Each element and each rule is looked at when somebody else has committed something, by a pace."""
+        if process.find("nft") is None:
+            raise AgentError(
+                "NftMissing", "cannot repair the kernel's table: nft is not installed. Install the package nftables"
+            )
+        try:
+            if elements is not None:
+                return self._other_generation(self._expected(elements).values())
+            return self._difference()
+        except OSError as err:
+            raise AgentError("NftFailed", f"cannot read the kernel's table: {err.strerror}") from err
+
+    def _difference(self) -> str:
+        now, began = netlink.ruleset_generation(), time.monotonic()
+        if not self._known:
+            return "the tables' content is unknown"
+        if now is not None and now == self._looked_at:
+            return ""  # nobody has committed anything since, this process included
+        self._looked_at = None
+        if other := self._other_generation(self._known.values()):
+            return other
+        if not self._looks.is_due():
+            return ""
+        for _ in range(3):  # what somebody commits meanwhile may make a look wrong
+            texts = [
+                f"{', '.join(names[:5])} of table {known.family.table}"
+                for known in self._known.values()
+                if (names := known.differences(self.links))
+            ]
+            if not texts or now == netlink.ruleset_generation():
+                break
+            now = netlink.ruleset_generation()
+        self._looks.note(began)
+        if texts:
+            return f"somebody changed {' and '.join(texts)}"
+        self._looked_at = now
+        return ""
+
+    @staticmethod
+    def _other_generation(tables: Iterable[_Known]) -> str:
+        others = [known.family.table for known in tables if not known.is_of_its_generation()]
+        return f"somebody changed table {' and '.join(others)}" if others else ""
+
+    def _learn(self, drivers: Iterable[str]) -> None:
+        with contextlib.suppress(OSError):  # then by the next look
+            for driver in drivers:
+                self._known[driver].learn()
 
     def leftovers(self) -> list[str]:
         """The tables that are there."""
@@ -656,21 +796,6 @@ class Tables:
         tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
         ours = {family.table for family in self._families.values()}
         return [line for line in tables if line.removeprefix("table ") in ours]
-
-    def _are_expected(self, sums: Mapping[str, int]) -> bool:
-        """Whether each driver's table carries the generation of its sum. Raises NftMissing, NftTimeout."""
-        if process.find("nft") is None:
-            raise AgentError(
-                "NftMissing", "cannot read the kernel's table: nft is not installed. Install the package nftables"
-            )
-        for driver, wanted in sums.items():
-            family = self._families[driver]
-            # One process each: nft 1.0.6 finds only the last of two sets it is asked to list.
-            command = ["nft", "list", "set", *family.table.split(), "generation"]
-            done = process.run(command, timeout_s=self.timeout_s, reason="NftTimeout")
-            if done.returncode or f"elements = {{ {generation(family, wanted)} }}" not in done.stdout:
-                return False
-        return True
 
     def _send(self, script: str) -> None:
         before = netlink.ruleset_generation()
@@ -688,10 +813,10 @@ class Tables:
         ):
             self._looked_at = (before + 1) % (1 << 32)  # one commit since the last look, and it was this
 
-    def _expected_sums(self, elements: Elements) -> dict[str, int]:
-        """Driver -> sum, of every table that must be there for these elements."""
+    def _expected(self, elements: Elements) -> dict[str, _Known]:
+        """Driver -> what a table must be, of every one that must be there for these elements."""
         return {
-            driver: elements_sum(held)
+            driver: _Known.of(family, held)
             for driver, family in self._families.items()
             if (held := elements.get(driver) or {}) or family.ip == "ip"
         }

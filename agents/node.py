@@ -254,7 +254,7 @@ class Node:
         """Repair when something is known to be wrong. Raises AgentError when that is impossible."""
         if not self.is_in_force:
             self._choose_plane()
-            if not self._is_as_left():
+            if self._difference():
                 self.repair()
                 return
             # A new process over tables that its predecessor left right.
@@ -277,9 +277,9 @@ class Node:
         if not self.is_in_force:
             self.repair()
             return "what was pushed was not in force"
-        if not self._is_as_left():
+        if what := self._difference():
             self.repair()
-            return "somebody changed the kernel's rules"
+            return what
         if self._is_mode_possible():
             self.repair()
             return f"mode {self.mode} has become possible"
@@ -329,8 +329,8 @@ class Node:
         """What `cleanup` should have taken off the kernel and is still there."""
         return self._planes.leftovers()
 
-    def _is_as_left(self) -> bool:
-        return self._planes.is_as_left(None if self.is_in_force else self._elements())
+    def _difference(self) -> str:
+        return self._planes.difference(None if self.is_in_force else self._elements())
 
     def _choose_plane(self) -> None:
         """Have the plane that the base asks for, or what serves instead. Owners are judged again by another one."""

@@ -33,10 +33,13 @@ class Plane(Protocol):
         """Make it exactly this, whatever it was; established connections go on. links: the host's interfaces."""
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
-        """Go on with what another process left for these elements (`is_as_left` said so)."""
+        """Go on with what another process left for these elements (`difference` said none)."""
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """Whether it still is what this process made of it; given elements: what these make."""
+    def difference(self, elements: Elements | None) -> str:
+        """What is other than this process left it, in a few words for who did it, "" for nothing; found within half a minute.
+
+        Given elements: other than they would make it, as far as that is seen at once.
+        """
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """Why kernel or tool would not take exactly these, "" when they would; nothing is changed."""
@@ -110,9 +113,11 @@ class Planes:
         if others:
             self._note({self.mode})
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """Whether the plane in force is, and no other may have left anything."""
-        return self._used() <= {self.mode} and self.now.is_as_left(elements)
+    def difference(self, elements: Elements | None) -> str:
+        """That of the plane in force, or which other may have left something."""
+        if others := self._used() - {self.mode}:
+            return f"mode {' and '.join(sorted(others))} may have left something"
+        return self.now.difference(elements)
 
     def delete(self) -> None:
         """Take all of them off the host."""

@@ -24,6 +24,7 @@ from pathlib import Path
 from agents import files, process
 from agents.daemons import Daemon
 from agents.errors import AgentError
+from agents.pace import Pace
 
 Endpoint = tuple[str, int]  # address, port
 Servers = Mapping[Endpoint, int]  # endpoint -> its weight, 1 for all that are alike
@@ -70,7 +71,7 @@ class HAProxy:
         )
         self._pid: int | None = None
         self._held: dict[str, dict[str, int]] = {}  # listener -> server -> weight; 0: gone but for its connections
-        self._look_at = 0.0
+        self._looks = Pace()
 
     @property
     def is_running(self) -> bool:
@@ -128,18 +129,20 @@ class HAProxy:
                 raise AgentError("ProxyFailed", f"haproxy refuses a change: {process.first_line(said)}")
         self._remove()
 
-    def is_as_left(self) -> bool:
-        """Whether it still is what this process made of it. Costs a fiftieth of the time at most."""
-        if self._daemon.pid is None or self._daemon.pid != self._pid:
-            return False
+    def difference(self) -> str:
+        """What is other than this process made it, in a few words; "" for nothing. Servers are compared by a pace."""
+        if self._daemon.pid is None:
+            return "haproxy has ended"
+        if self._daemon.pid != self._pid:
+            return "somebody started another haproxy"
+        if not self._looks.is_due():
+            return ""
         began = time.monotonic()
-        if began < self._look_at:
-            return True
         self._remove()
         found = self._read()
-        is_same = all(found.get(listener, {}) == held for listener, held in self._held.items())
-        self._look_at = time.monotonic() + 50 * (time.monotonic() - began)
-        return is_same
+        others = sorted(listener for listener, held in self._held.items() if found.get(listener, {}) != held)
+        self._looks.note(began)
+        return f"somebody changed haproxy's servers of {', '.join(others[:5])}" if others else ""
 
     def has(self, peer_port: int, servers: Mapping[Listener, Servers]) -> bool:
         """Whether what runs, whoever started it, has these listeners and servers."""

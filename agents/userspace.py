@@ -20,13 +20,12 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from ipaddress import IPv6Address
 from pathlib import Path
 
-from agents import conntrack, files, nftables, process, proxies
-from agents.errors import AgentError, NftRefused, Refused
+from agents import conntrack, files, nftables, proxies
+from agents.errors import Refused
 from agents.nftables import Family
 from agents.proxies import Endpoint, Listener
 from agents.state import Change, Element, Elements, Refusal
@@ -36,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 GroupKey = tuple[str, str]  # driver, the group's id
 
-TABLE = "timonel_userspace"
 PORTS = (*range(20000, 30000), *range(61000, 65536))  # beside those for node ports and the usual ones of clients
 _EPHEMERAL = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _PASSED_ON = (
@@ -50,7 +48,6 @@ _PASSED_ON = (
 )
 _SPARE_LISTENERS = 8  # of each kind at least, when they are made; an eighth of those in use at least
 _SETTLE_S = 0.1  # until HAProxy has accepted what was redirected to it last
-_MODULUS = 1 << 128
 
 
 def lacks() -> str:
@@ -217,97 +214,132 @@ def _fields(listener: Listener) -> tuple[int, int, int]:
 # The tables
 
 
-def _declarations(family: Family) -> dict[str, str]:
-    """Name -> declaration of every set and map that is emptied by a refill; not of `affinity`."""
-    shared = family.sets
-    return {
-        **{name: shared[name] for name in (*_PASSED_ON, "groups", "generation")},
-        "listeners": "map listeners { type mark : inet_service; }",
-    }
+@dataclass(frozen=True)
+class Redirecting(nftables.Family):
+    """A family's table in this mode: the policies of mode nftables, and groups that lead to proxies.
+
+    rules: of UDP groups' chains, whose names change with them. Who comes to a port in `guarded` without having been
+    redirected is rejected, as is who comes to HAProxy's peer (`peer`) and is not HAProxy.
+    """
+
+    rules: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+
+    @property
+    def version(self) -> int:
+        return 4 if self.ip == "ip" else 6
+
+    @property
+    def sets(self) -> dict[str, str]:
+        shared = super().sets
+        return {
+            **{name: shared[name] for name in (*_PASSED_ON, "groups", "generation")},
+            "listeners": "map listeners { type mark : inet_service; }",
+            "guarded": "set guarded { type inet_proto . inet_service; }",
+            "peer": "set peer { type inet_service; }",
+        }
+
+    @property
+    def derived(self) -> dict[str, tuple[str, str]]:
+        return {}
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        return (*_PASSED_ON, "groups", "listeners", "guarded", "peer")
+
+    @property
+    def ready_chains(self) -> tuple[str, ...]:
+        return ()
+
+    def spell(self, key: str, value: str) -> tuple[str, str, str]:
+        container, _, element = key.partition(" ")
+        return container, element, value
+
+    def chains_of(self, elements: Mapping[str, str]) -> Counter[str]:
+        return Counter(value.removeprefix("goto ") for value in elements.values() if value.startswith("goto udp_"))
+
+    def chain_rules(self, chain: str) -> tuple[str, ...]:
+        return self.rules[chain]
+
+    @property
+    def guards(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        """Chain -> (its hook, its rules)."""
+        return {
+            "guard": (
+                "type filter hook input priority filter; policy accept;",
+                (
+                    "meta l4proto . th dport @guarded ct status ! dnat meta l4proto tcp reject with tcp reset",
+                    "meta l4proto . th dport @guarded ct status ! dnat reject",
+                ),
+            ),
+            "guard_peer": (
+                "type filter hook output priority filter; policy accept;",
+                (f'oifname "lo" tcp dport @peer meta skuid != {proxies.user_id()} reject with tcp reset',),
+            ),
+        }
+
+    @property
+    def fixed_chains(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        # What a proxy sends is no translated packet: the mark for that stays out.
+        chains = {
+            name: (hook, tuple(rule for rule in rules if not rule.startswith("meta mark set")))
+            for name, (hook, rules) in nftables.policies(self).items()
+        }
+        to_haproxy = ("", ("meta l4proto tcp redirect to :ct mark map @listeners", "drop"))
+        return {"to_haproxy": to_haproxy, **chains, **self.guards}
+
+    def guarded(self, ports: Ports) -> dict[str, str]:
+        """The elements that keep everybody off the listeners who was not redirected."""
+        found = {f"guarded tcp . {one.port}": "" for one in ports.tcp if one.version == self.version}
+        for (address, _), port in ports.udp.items():
+            if (":" in address) == (self.version == 6):
+                found[f"guarded udp . {port}"] = ""
+        return {**found, f"peer {ports.peer}": ""} if ports.peer else found
 
 
-def _guard(family: Family, ports: Ports) -> str:
-    """A script that keeps everybody off the listeners who was not redirected; may be run at any time."""
-    version = _version(family)
-    guarded = [f"tcp . {one.port}" for one in sorted(ports.tcp) if one.version == version]
-    guarded += [f"udp . {port}" for (address, _), port in ports.udp.items() if (":" in address) == (version == 6)]
-    table = f"{family.ip} {TABLE}"
-    uid = proxies.user_id()
-    lines = [
-        f"table {table} {{",
-        "\tset guarded { type inet_proto . inet_service; }",
-        "\tset peer { type inet_service; }",
-        "\tchain guard { type filter hook input priority filter; policy accept; }",
-        "\tchain guard_peer { type filter hook output priority filter; policy accept; }",
-        "}",
-        f"flush chain {table} guard",
-        f"flush chain {table} guard_peer",
-        f"flush set {table} guarded",
-        f"flush set {table} peer",
-        f"table {table} {{",
-        "\tchain guard {",
-        "\t\tmeta l4proto . th dport @guarded ct status ! dnat meta l4proto tcp reject with tcp reset",
-        "\t\tmeta l4proto . th dport @guarded ct status ! dnat reject",
-        "\t}",
-        "\tchain guard_peer {",
-        f'\t\toifname "lo" tcp dport @peer meta skuid != {uid} reject with tcp reset',
-        "\t}",
-        "}",
-    ]
-    if guarded:
-        lines.append(f"add element {table} guarded {{ {', '.join(guarded)} }}")
-    if ports.peer:
-        lines.append(f"add element {table} peer {{ {ports.peer} }}")
+FAMILIES = {
+    family.driver: Redirecting(
+        family.driver,
+        family.ip,
+        family.address,
+        family.node_port_address,
+        family.affinity,
+        family.client,
+        "timonel_userspace",
+    )
+    for family in (nftables.IPV4, nftables.IPV6)
+}
+
+
+def _guard_script(family: Redirecting, ports: Ports) -> str:
+    """The guards alone, over whatever there is: before anybody listens."""
+    table, sets = family.table, family.sets
+    lines = [f"table {table} {{", *(f"\t{sets[name]}" for name in ("guarded", "peer"))]
+    lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in family.guards.items()]
+    lines += ["}", *(f"flush chain {table} {name}" for name in family.guards)]
+    lines += [f"add rule {table} {name} {rule}" for name, (_, rules) in family.guards.items() for rule in rules]
+    lines += [f"add element {table} {key.replace(' ', ' { ', 1)} }}" for key in family.guarded(ports)]
     return "\n".join(lines) + "\n"
 
 
-def _skeleton(family: Family) -> str:
-    """Everything but elements, guards and UDP groups' chains; loadable over an empty kernel and over an older self."""
-    # What a proxy sends is no translated packet: the mark for that stays out.
-    chains = {
-        name: (hook, tuple(rule for rule in rules if not rule.startswith("meta mark set")))
-        for name, (hook, rules) in nftables.policies(family).items()
-    }
-    chains["to_haproxy"] = ("", ("meta l4proto tcp redirect to :ct mark map @listeners", "drop"))
-    table = f"{family.ip} {TABLE}"
-    affinity = f"map affinity {{ {family.affinity}; size 1048576; flags dynamic,timeout; }}"
-    lines = [f"table {table} {{", *(f"\t{text}" for text in (*_declarations(family).values(), affinity))]
-    lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
-    lines.append("}")
-    lines += [f"flush chain {table} {name}" for name in chains]
-    lines.append(f"table {table} {{")
-    for name, (_, rules) in chains.items():
-        lines += [f"\tchain {name} {{", *(f"\t\t{rule}" for rule in rules), "\t}"]
-    lines.append("}")
-    return "\n".join(lines) + "\n"
-
-
-def _generation(family: Family, elements: int) -> str:
-    skeleton = int.from_bytes(hashlib.sha256(_skeleton(family).encode()).digest()[:16], "big")
-    return str(IPv6Address((elements + skeleton) % _MODULUS))
-
-
-def _udp_rules(family: Family, group: Group, ports: Mapping[Endpoint, int]) -> str:
+def _udp_rules(family: Family, group: Group, ports: Mapping[Endpoint, int]) -> tuple[str, ...]:
     """The rules of a UDP group's chain: one endpoint's port after the other, or the one the client had."""
     own = [ports[endpoint] for endpoint in group.endpoints]
     if group.affinity_s is None:
         turns = ", ".join(f"{turn} : {port}" for turn, port in enumerate(own))
-        return f"meta l4proto udp redirect to :numgen inc mod {len(own)} map {{ {turns} }}"
+        return (f"meta l4proto udp redirect to :numgen inc mod {len(own)} map {{ {turns} }}",)
     # meta priority is the scratch register for a port because its type (classid) has a name; see agents/nftables.py.
     remembered = f"{family.client} . ct mark"
     different = list(dict.fromkeys(own))
     known = ", ".join(_classid(port) for port in different)
     turns = ", ".join(f"{turn} : {_classid(port)}" for turn, port in enumerate(own))
     back = ", ".join(f"{_classid(port)} : {port}" for port in different)
-    return "\n".join(
-        (
-            "meta priority set none",
-            f"meta priority set {remembered} map @affinity",
-            f"meta priority != {{ {known} }} delete @affinity {{ {remembered} : meta priority }}",
-            f"meta priority != {{ {known} }} meta priority set numgen inc mod {len(own)} map {{ {turns} }}",
-            f"update @affinity {{ {remembered} timeout {group.affinity_s}s : meta priority }}",
-            f"meta l4proto udp redirect to :meta priority map {{ {back} }}",
-        )
+    return (
+        "meta priority set none",
+        f"meta priority set {remembered} map @affinity",
+        f"meta priority != {{ {known} }} delete @affinity {{ {remembered} : meta priority }}",
+        f"meta priority != {{ {known} }} meta priority set numgen inc mod {len(own)} map {{ {turns} }}",
+        f"update @affinity {{ {remembered} timeout {group.affinity_s}s : meta priority }}",
+        f"meta l4proto udp redirect to :meta priority map {{ {back} }}",
     )
 
 
@@ -315,54 +347,20 @@ def _classid(port: int) -> str:
     return f"0:{port:x}"
 
 
-def _version(family: Family) -> int:
-    return 4 if family is nftables.IPV4 else 6
-
-
-def _commands(family: Family, verb: str, elements: Mapping[str, str]) -> list[str]:
-    """The commands that add or delete elements ("container element" -> data), without chains."""
-    texts: dict[str, list[str]] = {}
-    for key, data in elements.items():
-        container, _, element = key.partition(" ")
-        if container != "chain":
-            texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
-    return [f"{verb} element {family.ip} {TABLE} {name} {{ {', '.join(texts[name])} }}" for name in sorted(texts)]
-
-
-def _chain_commands(family: Family, elements: Mapping[str, str]) -> list[str]:
-    """The commands that make UDP groups' chains what they should be."""
-    lines: list[str] = []
-    for key, rules in elements.items():
-        if key.startswith("chain "):
-            chain = f"{family.ip} {TABLE} {key.split()[1]}"
-            lines += [f"add chain {chain}", f"flush chain {chain}"]
-            lines += [f"add rule {chain} {rule}" for rule in rules.split("\n")]
-    return lines
-
-
 class _Side:
-    """An address family: what should be, as elements of its table."""
+    """An address family: what should be."""
 
-    def __init__(self, family: Family, elements: Mapping[str, str]) -> None:
+    def __init__(self, family: Redirecting) -> None:
         self.family, self._view = family, View()
-        self._held: dict[str, str] = {}  # "container element" -> data, and "chain udp_N" -> its rules
-        self.sum = 0
         self._protocols: dict[str, Counter[str]] = {}  # mark -> protocol -> how many frontends
         self._marks: dict[str, Counter[str]] = {}  # group of `to_cluster` -> marks that lead to it
-        change, self.groups_at_first = self.follow(Change(adds=dict(elements)))
-        self.put(change)
-
-    @property
-    def elements(self) -> Mapping[str, str]:
-        """Everything that was put."""
-        return self._held
 
     def follow(self, change: Change) -> tuple[Change, set[str]]:
         """Note a change: what it says of elements that are passed on, and the groups it may have changed. O(change)."""
         touched = self._view.follow(change)
         groups = set(touched.groups)
         passed = Change({}, {})
-        for step, elements, spelled in ((-1, change.deletes, passed.deletes), (1, change.adds, passed.adds)):
+        for step, elements, kept in ((-1, change.deletes, passed.deletes), (1, change.adds, passed.adds)):
             for key, value in elements.items():
                 container, _, rest = key.partition(" ")
                 if container in ("frontends", "nodeports"):
@@ -373,8 +371,7 @@ class _Side:
                     _count(self._marks, value, rest, step)
                     groups.add(value)
                 if container in _PASSED_ON:
-                    name, element, data = nftables.spell(self.family, key, value)
-                    spelled[f"{name} {element}"] = data
+                    kept[key] = value
         return passed, groups
 
     def served(self, number: str) -> Served | None:
@@ -386,13 +383,6 @@ class _Side:
             for protocol in self._protocols.get(mark, ()):
                 return None if group.verdict == "drop" else Served(protocol, group)
         return None
-
-    def put(self, change: Change) -> None:
-        """Change the elements; the sum follows."""
-        self.sum = (self.sum - nftables.elements_sum(change.deletes) + nftables.elements_sum(change.adds)) % _MODULUS
-        for key in change.deletes:
-            del self._held[key]
-        self._held.update(change.adds)
 
 
 def _count(counts: dict[str, Counter[str]], key: str, item: str, step: int) -> None:
@@ -427,29 +417,32 @@ class Served:
         most = max(shares.values(), default=1)
         return {e: n if most <= proxies.MAX_WEIGHT else -(-n * proxies.MAX_WEIGHT // most) for e, n in shares.items()}
 
-    def elements(self, key: GroupKey, family: Family, ports: Ports) -> dict[str, str]:
-        """The elements of its table."""
+    def elements(self, key: GroupKey, family: Redirecting, ports: Ports) -> dict[str, str]:
+        """The elements of its table; the family has the rules of the chain they lead to."""
         _, number = key
         if self.group.verdict == "refuse":
             return {f"groups {number}": "goto refuse"}
         if self.is_tcp:
             return {f"groups {number}": "goto to_haproxy", f"listeners {number}": str(ports.listeners[key].port)}
         if self.protocol == "udp":
-            chain = f"udp_{number[2:]}"
-            return {f"groups {number}": f"goto {chain}", f"chain {chain}": _udp_rules(family, self.group, ports.udp)}
+            rules = _udp_rules(family, self.group, ports.udp)
+            chain = f"udp_{number[2:]}_{hashlib.sha256(repr(rules).encode()).hexdigest()[:16]}"
+            family.rules[chain] = rules
+            return {f"groups {number}": f"goto {chain}"}
         return {}
 
 
 class Userspace:
     """The plane: tables, HAProxy and nginx."""
 
-    def __init__(self, directory: Path, run_directory: Path, timeout_s: float = 10.0) -> None:
+    def __init__(self, directory: Path, run_directory: Path) -> None:
         self._directory, self._run = directory / "userspace", run_directory / "userspace"
         self._haproxy = proxies.HAProxy(self._directory, self._run)
         self._nginx = proxies.Nginx(self._directory, self._run)
-        self._timeout_s = timeout_s
+        self._tables = nftables.Tables(families=FAMILIES)
         self._sides: dict[str, _Side] = {}  # what is in force; only `refill` or `take_over` may follow when it is empty
         self._served: dict[GroupKey, Served] = {}
+        self._guarded: dict[str, Set[str]] = {}  # driver -> elements of the table that guard listeners
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
 
     @cached_property
@@ -460,7 +453,7 @@ class Userspace:
 
     def commit(self, changes: Mapping[str, Change]) -> None:
         """Apply a change: proxies first, then both tables in one transaction, then what is not needed any more."""
-        changes = {driver: changes[driver] for driver in nftables.FAMILIES if changes.get(driver)}
+        changes = {driver: changes[driver] for driver in FAMILIES if changes.get(driver)}
         if changes.keys() - self._sides.keys():
             raise Refused("ProxyUnknown", "cannot change the tables of mode userspace: their content is unknown")
         sides, self._sides = self._sides, {}  # whatever fails on the way, everything is looked at again
@@ -472,85 +465,66 @@ class Userspace:
         old = {key: was.elements(key, sides[key[0]].family, self._ports) for key, was in before.items() if was}
         now = {key: sides[key[0]].served(key[1]) for key in before}
         self._note(now)
-        left = self._prepare(now)
-        scripts: list[str] = []
+        left = self._prepare(now, passed)
+        for key, served in now.items():
+            family, change = sides[key[0]].family, passed[key[0]]
+            had, has = old.get(key, {}), served.elements(key, family, self._ports) if served else {}
+            change.deletes.update(had.items() - has.items())
+            change.adds.update(has.items() - had.items())
+        self._tables.commit(passed)
         for driver, change in passed.items():
-            side = sides[driver]
-            for key, served in now.items():
-                if key[0] == driver:
-                    had, has = old.get(key, {}), served.elements(key, side.family, self._ports) if served else {}
-                    change.deletes.update(had.items() - has.items())
-                    change.adds.update(has.items() - had.items())
-            sum_before = side.sum
-            side.put(change)
-            scripts.append(_delta(side, change, sum_before))
-        self._send("".join(scripts))
+            for element, value in change.deletes.items():
+                if value.startswith("goto ") and change.adds.get(element) != value:
+                    FAMILIES[driver].rules.pop(value.removeprefix("goto "), None)
         self._sides = sides
         self._finish(left)
 
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make everything exactly this; established connections go on. O(everything)."""
         self._sides = {}
-        sides = _sides(elements)
-        now = {
-            (driver, number): side.served(number) for driver, side in sides.items() for number in side.groups_at_first
-        }
-        self._note({**dict.fromkeys(self._served), **now})
-        left = self._prepare({**dict.fromkeys(self._ports.listeners), **now}, is_whole=True)
-        self._put_groups(sides)
-        for family in nftables.FAMILIES.values():
-            if family.driver in sides:
-                self._refill(sides[family.driver])
-            else:
-                self._delete(family)
-        self._sides = sides
+        state = _State(elements)
+        self._note({**dict.fromkeys(self._served), **state.served})
+        left = self._prepare({**dict.fromkeys(self._ports.listeners), **state.served}, None)
+        for family in FAMILIES.values():
+            family.rules.clear()
+        self._tables.refill(state.elements(self._served, self._ports), ())
+        self._be_known(state)
         self._finish(left)
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """Go on with what another process left for these elements."""
-        sides = _sides(elements)
-        self._served = _served(sides)
-        self._put_groups(sides)
+        state = _State(elements)
+        self._served = state.served
+        self._tables.take_over(state.elements(self._served, self._ports), ())
         if self._ports.tcp:
             self._haproxy.serve(self._ports.peer, self._servers())
-        self._sides = sides
+        self._be_known(state)
         self._finish([])
 
-    def is_as_left(self, elements: Elements | None) -> bool:
-        """Whether tables and proxies are what this process made of them; given elements: what these make."""
-        _require_nft()
+    def difference(self, elements: Elements | None) -> str:
+        """See Plane."""
         if elements is None:
-            return bool(self._sides) and self._is_in_kernel(self._sides) and self._are_proxies_as_left()
-        sides = _sides(elements)
-        served = _served(sides)
-        if any(one.is_tcp and key not in self._ports.listeners for key, one in served.items()):
-            return False
-        if any(endpoint not in self._ports.udp for one in served.values() for endpoint in one.udp_endpoints):
-            return False
-        self._served = served
-        self._put_groups(sides)
-        if not self._is_in_kernel(sides):
-            return False
+            if not self._sides:
+                return "what is in the tables of mode userspace is unknown"
+            return self._tables.difference(None) or self._difference_of_proxies()
+        state = _State(elements)
+        if not state.has_ports(self._ports):
+            return "there are Services without a port of this host"
+        self._served = state.served
+        if other := self._tables.difference(state.elements(self._served, self._ports)):
+            return other
         if self._ports.tcp and not self._haproxy.has(self._ports.peer, self._servers()):
-            return False
-        return self._nginx.is_running or not self._ports.udp
+            return "haproxy does not serve what it should"
+        return "nginx has ended" if self._ports.udp and not self._nginx.is_running else ""
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """Why nft or the kernel would not take exactly these, or there are not ports enough; nothing is changed."""
-        sides = _sides(elements)
-        served, trial = _served(sides), self._ports.trial()
+        state, trial = _State(elements), self._ports.trial()
         try:
-            trial.assign(served)
-            script = ""
-            for driver, side in sides.items():
-                for key, one in served.items():
-                    if key[0] == driver:
-                        side.put(Change({}, one.elements(key, side.family, trial)))
-                script += _guard(side.family, trial) + _refill_script(side, ())
-            nftables.check_nft(script, self._timeout_s + len(script) / 1e6)
+            trial.assign(state.served)
         except Refused as err:
             return err.message
-        return ""
+        return self._tables.objection(state.elements(state.served, trial), ())
 
     def set_links(self, links: Iterable[str]) -> bool:
         """Interfaces are no matter here: what comes back comes to the proxy."""
@@ -559,8 +533,7 @@ class Userspace:
     def delete(self) -> None:
         """Take everything off the host. Connections that HAProxy has go on until they end."""
         flows = [[*_ip_version(one), "--reply-port-src", str(port)] for one, port in self._ports.udp.items()]
-        for family in nftables.FAMILIES.values():
-            self._delete(family)
+        self._tables.delete()
         if self._haproxy.is_running:
             time.sleep(_SETTLE_S)
             self._haproxy.leave()
@@ -569,15 +542,12 @@ class Userspace:
             logger.warning("%s reason=ConntrackFailed", problem)
         shutil.rmtree(self._directory, ignore_errors=True)
         shutil.rmtree(self._run, ignore_errors=True)
-        self._sides, self._served, self._forgettable = {}, {}, []
+        self._sides, self._served, self._guarded, self._forgettable = {}, {}, {}, []
         self.__dict__.pop("_ports", None)
 
     def leftovers(self) -> list[str]:
         """The tables that are there."""
-        if process.find("nft") is None:
-            return []
-        tables = process.run(["nft", "list", "tables"], reason="NftTimeout").stdout.splitlines()
-        return [line for line in tables if line.split()[-1:] == [TABLE]]
+        return self._tables.leftovers()
 
     # Steps
 
@@ -594,9 +564,12 @@ class Userspace:
                 if endpoint in self._ports.udp
             ]
 
-    def _prepare(self, now: Mapping[GroupKey, Served | None], *, is_whole: bool = False) -> list[Listener]:
-        """Have proxies ready for these groups; listeners that nothing leads to once the tables are changed."""
-        ports = self._ports
+    def _prepare(self, now: Mapping[GroupKey, Served | None], passed: dict[str, Change] | None) -> list[Listener]:
+        """Have proxies ready for these groups; listeners that nothing leads to once the tables are changed.
+
+        passed: the change of the tables that will follow, which is completed; None where they will be refilled.
+        """
+        ports, is_whole = self._ports, passed is None
         self._run.mkdir(parents=True, exist_ok=True)
         self._directory.mkdir(parents=True, exist_ok=True)
         if is_whole:
@@ -618,8 +591,12 @@ class Userspace:
             ports.drop_udp({endpoint for one in self._served.values() for endpoint in one.udp_endpoints})
         if news or is_whole:
             ports.save()
-        if news.has_tcp or news.has_udp or is_whole:
-            self._send("".join(_guard(family, ports) for family in self._families()))
+        if passed is None:
+            nftables.run_nft(
+                "".join(_guard_script(family, ports) for family in self._families()), self._tables.timeout_s
+            )
+        elif news.has_tcp or news.has_udp:
+            self._guard(passed)
         # What a group leaves serves it until the tables lead elsewhere.
         still = {listener: self._served[key].servers for key, listener in left.items() if key in self._served}
         if news.has_tcp or is_whole:
@@ -652,46 +629,30 @@ class Userspace:
                 found[self._ports.listeners[key]] = one.servers
         return found
 
-    def _put_groups(self, sides: Mapping[str, _Side]) -> None:
-        for key, one in self._served.items():
-            side = sides[key[0]]
-            side.put(Change({}, one.elements(key, side.family, self._ports)))
+    def _guard(self, passed: dict[str, Change]) -> None:
+        """Keep everybody off the listeners that are about to be, and with the change that follows off those only."""
+        wanted = {driver: FAMILIES[driver].guarded(self._ports).keys() for driver in self._guarded}
+        self._tables.commit(
+            {driver: Change({}, dict.fromkeys(held - self._guarded[driver], "")) for driver, held in wanted.items()}
+        )
+        for driver, held in wanted.items():
+            gone = dict.fromkeys(self._guarded[driver] - held, "")
+            passed.setdefault(driver, Change({}, {})).deletes.update(gone)
+        self._guarded = {**wanted}
 
-    def _families(self) -> list[Family]:
+    def _be_known(self, state: _State) -> None:
+        self._sides = state.sides
+        self._guarded = {driver: side.family.guarded(self._ports).keys() for driver, side in state.sides.items()}
+
+    def _families(self) -> list[Redirecting]:
         """Those that have listeners, and IPv4."""
         drivers = {key[0] for key in self._served} | {nftables.IPV4.driver}
-        return [family for family in nftables.FAMILIES.values() if family.driver in drivers]
+        return [family for driver, family in FAMILIES.items() if driver in drivers]
 
-    def _are_proxies_as_left(self) -> bool:
-        return (not self._ports.tcp or self._haproxy.is_as_left()) and (self._nginx.is_running or not self._ports.udp)
-
-    # In the kernel
-
-    def _refill(self, side: _Side) -> None:
-        script = _refill_script(side, _chains_there(side.family))
-        try:
-            self._send(script)
-        except NftRefused:
-            # A table of this name with other types. Nothing less than a new one helps.
-            table = f"{side.family.ip} {TABLE}"
-            script = _refill_script(side, ())
-            self._send(f"add table {table}\ndelete table {table}\n{_guard(side.family, self._ports)}{script}")
-
-    def _delete(self, family: Family) -> None:
-        if process.find("nft") is not None:
-            process.run(["nft", "delete", "table", family.ip, TABLE], timeout_s=self._timeout_s, reason="NftTimeout")
-
-    def _is_in_kernel(self, sides: Mapping[str, _Side]) -> bool:
-        for side in sides.values():
-            command = ["nft", "list", "set", side.family.ip, TABLE, "generation"]
-            done = process.run(command, timeout_s=self._timeout_s, reason="NftTimeout")
-            wanted = _generation(side.family, side.sum)
-            if done.returncode or f"elements = {{ {wanted} }}" not in done.stdout:
-                return False
-        return True
-
-    def _send(self, script: str) -> None:
-        nftables.run_nft(script, self._timeout_s + len(script) / 1e6)
+    def _difference_of_proxies(self) -> str:
+        if self._ports.tcp and (other := self._haproxy.difference()):
+            return other
+        return "nginx has ended" if self._ports.udp and not self._nginx.is_running else ""
 
 
 def _ip_version(endpoint: Endpoint) -> list[str]:
@@ -699,62 +660,34 @@ def _ip_version(endpoint: Endpoint) -> list[str]:
     return ["-f", "ipv6" if ":" in endpoint[0] else "ipv4"]
 
 
-def _sides(elements: Elements) -> dict[str, _Side]:
-    """Driver -> what its elements say. IPv4's is always there."""
-    return {
-        driver: _Side(family, held)
-        for driver, family in nftables.FAMILIES.items()
-        if (held := elements.get(driver) or {}) or family is nftables.IPV4
-    }
+class _State:
+    """What elements ask for. served: by group."""
 
+    def __init__(self, elements: Elements) -> None:
+        self.sides: dict[str, _Side] = {}
+        self.served: dict[GroupKey, Served] = {}
+        self._passed: dict[str, dict[str, str]] = {}
+        for driver, family in FAMILIES.items():
+            held = elements.get(driver) or {}
+            if not held and family.ip != "ip":
+                continue
+            side = self.sides[driver] = _Side(family)
+            change, groups = side.follow(Change(adds=dict(held)))
+            self._passed[driver] = change.adds
+            for number in groups:
+                if served := side.served(number):
+                    self.served[driver, number] = served
 
-def _served(sides: Mapping[str, _Side]) -> dict[GroupKey, Served]:
-    found = {(driver, number): side.served(number) for driver, side in sides.items() for number in side.groups_at_first}
-    return {key: served for key, served in found.items() if served is not None}
-
-
-def _delta(side: _Side, change: Change, sum_before: int) -> str:
-    """One transaction that is refused unless the table is of the expected generation."""
-    family, table = side.family, f"{side.family.ip} {TABLE}"
-    lines = [f"delete element {table} generation {{ {_generation(family, sum_before)} }}"]
-    lines += _commands(family, "delete", change.deletes)
-    lines += _chain_commands(family, change.adds)
-    lines += _commands(family, "add", change.adds)
-    for key in sorted(change.deletes.keys() - change.adds.keys()):
-        if key.startswith("chain "):
-            lines += [f"flush {key.replace(' ', f' {table} ')}", f"delete {key.replace(' ', f' {table} ')}"]
-    lines.append(f"add element {table} generation {{ {_generation(family, side.sum)} }}")
-    return "\n".join(lines) + "\n"
-
-
-def _refill_script(side: _Side, chains: Iterable[str]) -> str:
-    """One transaction that makes the table exactly this; chains: of UDP groups that are there. Guards stay."""
-    family, table = side.family, f"{side.family.ip} {TABLE}"
-    lines = [_skeleton(family)]
-    lines += [f"flush {text.split()[0]} {table} {name}" for name, text in _declarations(family).items()]
-    for chain in sorted(chains):
-        lines += [f"flush chain {table} {chain}", f"delete chain {table} {chain}"]
-    lines += _chain_commands(family, side.elements)
-    lines += _commands(family, "add", side.elements)
-    lines.append(f"add element {table} generation {{ {_generation(family, side.sum)} }}")
-    return "\n".join(lines) + "\n"
-
-
-def _chains_there(family: Family) -> list[str]:
-    """The chains of UDP groups in the kernel."""
-    found: list[str] = []
-    table = ""
-    for line in process.run(["nft", "list", "chains", family.ip], reason="NftTimeout").stdout.splitlines():
-        words = line.split()
-        if words[:1] == ["table"]:
-            table = words[2]
-        elif words[:1] == ["chain"] and table == TABLE and words[1].startswith("udp_"):
-            found.append(words[1])
-    return found
-
-
-def _require_nft() -> None:
-    if process.find("nft") is None:
-        raise AgentError(
-            "NftMissing", "cannot read the kernel's table: nft is not installed. Install the package nftables"
+    def has_ports(self, ports: Ports) -> bool:
+        """Whether every group has the ports that it needs."""
+        return all(
+            (key in ports.listeners or not one.is_tcp) and all(endpoint in ports.udp for endpoint in one.udp_endpoints)
+            for key, one in self.served.items()
         )
+
+    def elements(self, served: Mapping[GroupKey, Served], ports: Ports) -> dict[str, dict[str, str]]:
+        """Driver -> all elements of its table."""
+        found = {driver: {**held, **FAMILIES[driver].guarded(ports)} for driver, held in self._passed.items()}
+        for key, one in served.items():
+            found[key[0]] |= one.elements(key, FAMILIES[key[0]], ports)
+        return found

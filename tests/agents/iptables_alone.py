@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from agents.errors import Refused
-from agents.iptables import FAMILIES, Rules, _Pace
+from agents.iptables import FAMILIES, Rules
+from agents.pace import Pace
 from agents.state import Change
 from tests.agents.test_iptables_chains import GROUPS, elements
 
@@ -69,13 +70,14 @@ def changes_by_hand_are_found(rules: Rules) -> None:
     good = ours()
     for tool, commands in (("iptables", BY_HAND), ("ip6tables", BY_HAND[::3])):
         for arguments in commands:
-            assert rules.is_as_left(None)
+            assert rules.difference(None) == ""
             sh(f"{tool}{INFIX} -w {arguments}")
-            rules._comparisons = _Pace()  # now, not when the next one is due
+            rules._comparisons = Pace()  # now, not when the next one is due
             deadline = time.monotonic() + 20
-            while rules.is_as_left(None):
+            while not (said := rules.difference(None)):
                 assert time.monotonic() < deadline, f"never found: {tool} {arguments}"
                 time.sleep(0.05)
+            assert f"of {tool}" in said
             rules.refill(HELD, {"eth0"})
             assert ours() == good, f"not repaired: {tool} {arguments}"
 
@@ -83,7 +85,7 @@ def changes_by_hand_are_found(rules: Rules) -> None:
 def what_others_do_is_no_damage(rules: Rules) -> None:
     sh(f"iptables{INFIX} -w -N FOO; iptables{INFIX} -w -I OUTPUT -j FOO")
     for _ in range(5):
-        assert rules.is_as_left(None)
+        assert rules.difference(None) == ""
         time.sleep(0.1)
     sh(f"iptables{INFIX} -w -D OUTPUT -j FOO; iptables{INFIX} -w -X FOO")
 
@@ -93,7 +95,7 @@ def links_and_families_are_followed(rules: Rules) -> None:
     assert rules.set_links({"eth0", "eth1"})
     assert not rules.set_links({"eth0", "eth1"})
     assert sum("-i eth1 -o eth1" in line for line in ours()) == 2
-    assert rules.is_as_left(None)
+    assert rules.difference(None) == ""
     rules.refill({"nft4": HELD["nft4"]}, {"eth0"})
     assert "TIMONEL-" not in sh(f"ip6tables{INFIX}-save")
     rules.commit({"nft6": Change(adds=HELD["nft6"])})
@@ -102,10 +104,10 @@ def links_and_families_are_followed(rules: Rules) -> None:
 
 def another_process_goes_on(rules: Rules, directory: Path) -> None:
     good, other = ours(), Rules(directory)
-    assert other.is_as_left(HELD)
-    assert not other.is_as_left({**HELD, "nft4": {}})
+    assert other.difference(HELD) == ""
+    assert "of iptables" in other.difference({**HELD, "nft4": {}})
     other.take_over(HELD, {"eth0"})
-    assert other.is_as_left(None)
+    assert other.difference(None) == ""
     assert ours() == good
     slot = f"slots {GROUPS[0]} . 1"
     change = Change({slot: HELD["nft4"][slot]}, {slot: "192.0.2.77 . 80"})

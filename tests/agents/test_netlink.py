@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 COUNTED = """
 import subprocess
 import json
-from agents import netlink, nftables
+from agents import netlink, nftables, pace
 from agents.state import Change
 
 def run(*command):
@@ -28,19 +28,24 @@ for command in (["add", "table", "ip", "x"], ["list", "ruleset"], ["delete", "ta
 tables = nftables.Tables(timeout_s=60)
 tables.refill({}, [])
 looks = []
-expected = nftables.Tables._are_expected
-nftables.Tables._are_expected = lambda self, sums: looks.append(1) or expected(self, sums)
-found = [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
+expected = nftables._Known.differences
+nftables._Known.differences = lambda self, links: looks.append(1) or expected(self, links)
+
+def found():
+    tables._looks = pace.Pace()
+    return tables.difference(None)
+
+told = [found(), found(), len(looks)]
 run("add", "table", "ip", "x")
-found += [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
+told += [found(), found(), len(looks)]
 tables.commit({"nft4": Change({}, {"cluster_ips 10.96.0.1": ""})})
-found += [tables.is_as_left(None), len(looks)]
+told += [found(), len(looks)]
 run("add", "table", "ip", "y")
 tables.commit({"nft4": Change({"cluster_ips 10.96.0.1": ""}, {})})
-found += [tables.is_as_left(None), len(looks)]
-run("flush", "set", "ip", "timonel", "generation")
-found += [tables.is_as_left(None), tables.is_as_left(None), len(looks)]
-print(json.dumps([counts, found]))
+told += [found(), len(looks)]
+run("add", "element", "ip", "timonel", "cluster_ips", "{ 10.96.0.1 }")
+told += [found(), found(), len(looks)]
+print(json.dumps([counts, told]))
 """
 
 
@@ -50,10 +55,11 @@ def test_the_tables_are_looked_at_again_after_somebodys_commit():
         ["unshare", "--net", sys.executable, "-c", COUNTED], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert not done.returncode, done.stderr
-    counts, found = json.loads(done.stdout)
+    counts, told = json.loads(done.stdout)
     first = counts[0]
     assert counts == [first, first, first + 1, first + 1, first + 2]
-    assert found == [True, True, 1, True, True, 2, True, 2, True, 3, False, False, 5]
+    said = "somebody changed set cluster_ips of table ip timonel"
+    assert told == ["", "", 1, "", "", 2, "", 2, "", 3, said, said, 5]
 
 
 def test_what_is_no_answer_is_no_generation():

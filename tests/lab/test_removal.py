@@ -16,6 +16,7 @@ from services_app.lab.client import CORE, pod, service
 from services_app.lab.cluster import Cluster
 from services_app.lab.namespaces import outcome
 from services_app.lab.network import ORDINARY_USER, Node
+from tests.missing import without
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -198,12 +199,8 @@ def test_a_login_that_changed_between_enrolments_is_cleaned_up_too(cluster: Clus
 
 def test_a_refused_enrolment_leaves_nothing_behind(cluster: Cluster, host: Node) -> None:
     before = look(host)
-    host.run(["mount", "--bind", "/dev/null", "/usr/sbin/nft"])
-    try:
-        with pytest.raises(subprocess.CalledProcessError) as caught:
-            enrol(cluster, host, "root")
-    finally:
-        host.run(["umount", "/usr/sbin/nft"])
+    with without(host, "/usr/sbin/nft"), pytest.raises(subprocess.CalledProcessError) as caught:
+        enrol(cluster, host, "root")
     assert "NftMissing" in caught.value.stderr
     assert differences(before, look(host)) == {}
 

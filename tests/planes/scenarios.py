@@ -1,9 +1,10 @@
 """What every mode must do, told once. A mode's test file derives a class from Scenarios and says what it does its own way."""
 
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
@@ -34,12 +35,29 @@ def reached(
     return {str(answer.get("backend") or answer["error"]) for answer in answers}
 
 
+def wait_until_told(world: World, words: str = "changed") -> None:
+    """Until an event of the node says so; it comes when all of a repair is done."""
+
+    def is_told() -> bool:
+        world.agent.ask("ping")
+        return any(words in event["message"] for event in world.agent.events)
+
+    eventually(is_told, f"{words!r} is told", deadline_s=40 * PATIENCE)
+
+
 class Scenarios:
     """mode: the one under test."""
 
     mode: ClassVar[str]
     tries_another: ClassVar[bool] = False  # when an endpoint does not take a connection
     steps: ClassVar[int] = 40  # of a random walk
+
+    @pytest.fixture(autouse=True)
+    def deltas_lead_to_what_a_refill_makes(self, world: World) -> Iterator[None]:
+        """Every scenario ends with it."""
+        yield
+        found = world.unlike_a_refill()
+        assert not found, found
 
     def test_every_row_of_the_table(self, world: World) -> None:
         world.send(**SERVICES)
@@ -226,7 +244,18 @@ class Scenarios:
         for version in VERSIONS:
             way = world.way("web", "cluster ip", version)
             eventually(lambda way=way: reached(world.node, way, count=3) == {"inside"}, "it is served again")
-        self.wait_until_told(world)
+        wait_until_told(world)
+
+    def test_a_single_change_by_hand_is_found_and_named(self, world: World) -> None:
+        """Also one that leaves the generation alone."""
+        world.send(web=Given({"inside": "ready"}), names=Given({"inside": "ready"}, "udp"))
+        good = self.listing(world)
+        for command, said in self.by_hand.items():
+            world.agent.events.clear()
+            address, port = world.way("web", "cluster ip", 4)
+            world.node.run(["sh", "-c", command.format(address=address, port=port)])
+            wait_until_told(world, said)
+            assert self.listing(world) == good, command
 
     def test_deltas_lead_to_the_same_as_everything_at_once(self, world: World) -> None:
         """What many small changes left is what one refill makes."""
@@ -284,18 +313,10 @@ class Scenarios:
         world.enrol()
         assert reached(world.node, world.way("web", "cluster ip", 4), count=3) == {"inside"}
 
-    def wait_until_told(self, world: World, words: str = "changed") -> None:
-        """Until an event of the node says so; it comes when all of a repair is done."""
-
-        def is_told() -> bool:
-            world.agent.ask("ping")
-            return any(words in event["message"] for event in world.agent.events)
-
-        eventually(is_told, f"{words!r} is told")
-
     # What a mode does its own way
 
     nothing: ClassVar[Any] = {}
+    by_hand: ClassVar[Mapping[str, str]]  # what somebody does to a Service's address and port -> how it is told
 
     def listing(self, world: World) -> Any:
         """Everything of ours in the kernel and in servers, to be compared; not what packets left there."""
@@ -312,3 +333,27 @@ class Scenarios:
     def foreign(self, world: World) -> str:
         """The host's rules that are not ours."""
         raise NotImplementedError
+
+
+class InTables(Scenarios):
+    """Of a mode whose elements are in tables of its own."""
+
+    tables: ClassVar[tuple[str, str]]
+
+    def damage(self, world: World) -> None:
+        script = "".join(
+            f"flush chain {table} services\nflush set {table} generation\nflush map {table} groups\n"
+            for table in self.tables
+        )
+        world.node.run(["nft", "-f", "-"], input=script)
+
+    def wait_for_repair(self, world: World) -> None:
+        def is_repaired() -> bool:
+            rules = [world.node.run(["nft", "list", "table", *table.split()]).stdout for table in self.tables]
+            return all(re.search(r"set generation \{\s+type ipv6_addr\s+elements", text) for text in rules)
+
+        eventually(is_repaired, "the tables are refilled")
+
+    def foreign(self, world: World) -> str:
+        text = world.node.run(["nft", "list", "ruleset"]).stdout
+        return "".join(part for part in re.split(r"(?m)^(?=table )", text) if "timonel" not in part.split("\n")[0])

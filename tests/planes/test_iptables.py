@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.agents.test_node import eventually
+from tests.missing import without
 from tests.planes.scenarios import AFFINE, Scenarios, both, reached
 from tests.planes.world import Given, World
 
@@ -33,6 +34,10 @@ def saved(world: World, infix: str = "") -> list[str]:
 
 class TestIptables(Scenarios):
     mode = "iptables"
+    by_hand: ClassVar = {
+        "iptables -w -t nat -I TIMONEL-SERVICES -j RETURN": "TIMONEL-SERVICES of iptables",
+        "ip6tables -w -t nat -D TIMONEL-NODEPORTS 1": "TIMONEL-NODEPORTS of ip6tables",
+    }
     infix: ClassVar[str] = ""  # of the commands of the backend that holds the rules
     nothing: ClassVar[Any] = []
 
@@ -68,8 +73,7 @@ class TestIptables(Scenarios):
         """Without the extension for affinity."""
         (library,) = world.node.run(["sh", "-c", "ls /usr/lib/*/xtables/libxt_recent.so"]).stdout.split()
         world.send(web=Given({"inside": "ready"}))
-        world.node.run(["mount", "--bind", "/dev/null", library])
-        try:
+        with without(world.node, library):
             world.send(
                 sticky=Given({"inside": "ready"}, "tcp", AFFINE),
                 plain=Given({"inside": "ready"}),
@@ -79,8 +83,6 @@ class TestIptables(Scenarios):
             assert "recent" in world.rejected["shop/sticky"]["message"]
             for version in (4, 6):
                 assert reached(world.node, world.way("plain", "cluster ip", version), count=3) == {"inside"}
-        finally:
-            world.node.run(["umount", library])
         world.send(sticky=Given({"inside": "ready"}, "tcp", AFFINE))
         assert world.rejected == {}
         assert reached(world.node, world.way("sticky", "cluster ip", 4), count=3) == {"inside"}

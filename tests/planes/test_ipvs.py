@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -96,6 +96,10 @@ def server(world: World, service: str, way: str = "cluster ip", version: int = 4
 @pytest.mark.skipif(bool(LACK), reason=LACK)
 class TestIpvs(Scenarios):
     mode = "ipvs"
+    by_hand: ClassVar = {
+        "nft delete element ip timonel_ipvs frontends '{{ {address} . tcp . {port} }}'": "map frontends of table ip timonel_ipvs",
+        f"{IPVSADM} -D -t {{address}}:{{port}}": "virtual server -t",
+    }
     steps = 40 if PATIENCE == 1 else 8
 
     def assert_fair(self, shares: Counter[str], endpoints: int) -> None:

@@ -3,13 +3,12 @@
 import itertools
 import os
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from services_app.render.tracer import NodeTables, Packet
-from tests.agents.test_node import eventually
-from tests.planes.scenarios import Scenarios
+from tests.planes.scenarios import InTables
 from tests.planes.table import ROWS, SERVICES
 from tests.planes.world import VERSIONS, World
 
@@ -18,11 +17,15 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.timeout(180),
 ]
-OURS = ("ip timonel", "ip6 timonel")
 
 
-class TestNftables(Scenarios):
+class TestNftables(InTables):
     mode = "nftables"
+    tables = ("ip timonel", "ip6 timonel")
+    by_hand: ClassVar = {
+        "nft delete element ip timonel frontends '{{ {address} . tcp . {port} }}'": "map frontends of table ip timonel",
+        "nft insert rule ip6 timonel services accept": "chain services of table ip6 timonel",
+    }
 
     def test_the_tracer_says_what_the_table_says(self, world: World) -> None:
         world.send(**SERVICES)
@@ -42,27 +45,10 @@ class TestNftables(Scenarios):
 
     def listing(self, world: World) -> Any:
         found: dict[tuple[str, str], set[str]] = {}
-        for table in OURS:
+        for table in self.tables:
             text = world.node.run(["nft", "list", "table", *table.split()], check=False).stdout
             for name, body in re.findall(r"^\t(?:set|map) (\w+) \{$(.*?)^\t\}$", text, re.DOTALL | re.MULTILINE):
                 inner = re.search(r"elements = \{(.*)\}", body, re.DOTALL)
                 if inner and name != "affinity":
                     found[table, name] = {part.strip() for part in inner[1].split(",")}
         return found
-
-    def damage(self, world: World) -> None:
-        script = "".join(
-            f"flush chain {table} services\nflush set {table} generation\nflush map {table} groups\n" for table in OURS
-        )
-        world.node.run(["nft", "-f", "-"], input=script)
-
-    def wait_for_repair(self, world: World) -> None:
-        def is_repaired() -> bool:
-            rules = [world.node.run(["nft", "list", "table", *table.split()]).stdout for table in OURS]
-            return all("elements" in text.partition("set generation")[2][:80] for text in rules)
-
-        eventually(is_repaired, "the tables are refilled")
-
-    def foreign(self, world: World) -> str:
-        text = world.node.run(["nft", "list", "ruleset"]).stdout
-        return "".join(part for part in re.split(r"(?m)^(?=table )", text) if "timonel" not in part.split("\n")[0])

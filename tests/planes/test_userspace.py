@@ -4,12 +4,12 @@ import json
 import os
 import re
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.agents.test_node import eventually
-from tests.planes.scenarios import Scenarios, reached
+from tests.planes.scenarios import InTables, reached, wait_until_told
 from tests.planes.world import VERSIONS, Given, World
 
 pytestmark = [
@@ -17,7 +17,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
     pytest.mark.timeout(180),
 ]
-OURS = ("ip timonel_userspace", "ip6 timonel_userspace")
 ASK = """
 import socket, sys
 with socket.socket(socket.AF_UNIX) as control:
@@ -44,8 +43,14 @@ def servers(world: World) -> set[tuple[str, str, str]]:
     return {(line[1], line[3], line[6]) for line in lines if len(line) > 6 and line[0] != "#"}
 
 
-class TestUserspace(Scenarios):
+class TestUserspace(InTables):
     mode = "userspace"
+    tables = ("ip timonel_userspace", "ip6 timonel_userspace")
+    by_hand: ClassVar = {
+        "nft delete element ip timonel_userspace frontends '{{ {address} . tcp . {port} }}'": "map frontends",
+        "nft flush set ip6 timonel_userspace guarded": "set guarded of table ip6",
+        "nft add rule ip timonel_userspace to_haproxy accept": "chain to_haproxy",
+    }
     tries_another = True
 
     def assert_fair(self, shares: Counter[str], endpoints: int) -> None:
@@ -54,7 +59,7 @@ class TestUserspace(Scenarios):
 
     def listing(self, world: World) -> Any:
         found: dict[Any, Any] = {}
-        for table in OURS:
+        for table in self.tables:
             text = world.node.run(["nft", "list", "table", *table.split()], check=False).stdout
             for name, body in re.findall(r"^\t(?:set|map|chain) (\w+) \{$(.*?)^\t\}$", text, re.DOTALL | re.MULTILINE):
                 inner = re.search(r"elements = \{(.*)\}", body, re.DOTALL)
@@ -65,23 +70,6 @@ class TestUserspace(Scenarios):
         if lines := servers(world):
             found["haproxy"] = lines
         return found
-
-    def damage(self, world: World) -> None:
-        script = "".join(
-            f"flush chain {table} services\nflush set {table} generation\nflush map {table} groups\n" for table in OURS
-        )
-        world.node.run(["nft", "-f", "-"], input=script)
-
-    def wait_for_repair(self, world: World) -> None:
-        def is_repaired() -> bool:
-            rules = [world.node.run(["nft", "list", "table", *table.split()]).stdout for table in OURS]
-            return all(re.search(r"set generation \{\s+type ipv6_addr\s+elements", text) for text in rules)
-
-        eventually(is_repaired, "the tables are refilled")
-
-    def foreign(self, world: World) -> str:
-        text = world.node.run(["nft", "list", "ruleset"]).stdout
-        return "".join(part for part in re.split(r"(?m)^(?=table )", text) if "timonel" not in part.split("\n")[0])
 
     def test_a_changed_endpoint_starts_no_process_and_keeps_connections(self, world: World) -> None:
         """And a Service more finds a listener that is open already."""
@@ -111,7 +99,15 @@ class TestUserspace(Scenarios):
                     lambda way=way, protocol=protocol: reached(world.node, way, protocol, count=1) == {"inside"},
                     f"{name} is back",
                 )
-            self.wait_until_told(world)
+            wait_until_told(world, f"{name} has ended")
+
+    def test_a_server_taken_out_by_hand_is_put_back_and_named(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        listener, server = next((one, server) for one, server, is_out in sorted(servers(world)) if is_out == "0")
+        world.agent.events.clear()
+        ask(world, f"set server {listener}/{server} state maint")
+        wait_until_told(world, f"changed haproxy's servers of {listener}")
+        assert (listener, server, "0") in servers(world)
 
     def test_what_proxies_cannot_is_refused_and_the_rest_served(self, world: World) -> None:
         world.send(web=Given({"inside": "ready"}), signals=Given({"inside": "ready"}, "sctp"))

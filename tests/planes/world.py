@@ -5,11 +5,14 @@ address 203.0.113.(100 + n), node port 30000 + n; in IPv6 with the same last num
 """
 
 import itertools
+import json
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +32,7 @@ CONDITIONS = {
     "draining": {"ready": False, "serving": True, "terminating": True},
     "gone": {"ready": False, "serving": False, "terminating": True},
 }
+ROOT = Path(__file__).parents[2]
 VERSIONS = (4, 6)
 PORT = 8080  # of every endpoint
 PATIENCE = float(os.environ.get("TIMONEL_PATIENCE", "1"))  # how many times longer an answer may take than elsewhere
@@ -141,6 +145,12 @@ class World:
 
     def expected_digest(self) -> str:
         return digest(self.held)
+
+    def unlike_a_refill(self) -> str:
+        """What the node holds other than one refill of everything would make, a line each."""
+        given = {"mode": self.serving["mode"], "owners": self.held, "rejected": list(self.rejected)}
+        command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.planes.whole"]
+        return self.node.run(command, input=json.dumps(given)).stdout
 
     def _apply(self, owners: dict[str, list[list[str]]], since: int | None) -> None:
         revision = next(self._revisions)
