@@ -730,7 +730,7 @@ class Rules:
 
     # Taking it off
 
-    def delete(self) -> None:
+    def delete(self) -> str:
         """Take the chains off, in both backends, and the tables that were not there before them."""
         for backend in backends():
             for family in FAMILIES.values():
@@ -739,6 +739,7 @@ class Rules:
             _take_off_by_nft()
         self._known, self._seen, self._ruleset = {}, {}, None
         self._file.unlink(missing_ok=True)
+        return ""
 
     def _take_off(self, backend: Backend, family: Family) -> None:
         there = Listing.read(save(backend, family))

@@ -596,7 +596,7 @@ class Servers:
         self._be_known()
         return self._tables.set_links(links)
 
-    def delete(self) -> None:
+    def delete(self) -> str:
         """See Plane. Connections get DRAIN_S to end: another mode cannot go on with them."""
         self._forget()
         has_servers = process.find("ipvsadm") is not None and _SERVERS.exists()
@@ -612,6 +612,7 @@ class Servers:
                 process.run(["ip", version, "rule", "del", "lookup", TABLE, "priority", PRIORITY])
                 process.run(["ip", version, "route", "flush", "table", TABLE])
         self._before.restore()
+        return ""
 
     def leftovers(self) -> list[str]:
         """See Plane."""

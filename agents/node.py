@@ -51,6 +51,7 @@ class Node:
         self._suspects: set[str] = set()  # owners that were pushed since everything was in force
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
         self.is_in_force = False
+        self.news: list[tuple[str, str]] = []  # reason and message, to be told by who asks
 
     # What is held
 
@@ -237,7 +238,9 @@ class Node:
 
     def _refill(self) -> None:
         elements = self._elements()
-        self._planes.refill(elements, host.links())
+        if changed := self._planes.refill(elements, host.links()):
+            logger.info("%s", changed)
+            self.news.append(("ModeChanged", changed))
         self._refill_flows(elements)
         self._settle_host()
         self._publish_checks()

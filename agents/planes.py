@@ -8,6 +8,7 @@ the next one in FALLBACKS serves instead, and the control plane is told.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,8 @@ class Plane(Protocol):
     def set_links(self, links: Iterable[str]) -> bool:
         """Follow the host's interfaces; whether they have changed."""
 
-    def delete(self) -> None:
-        """Take everything off the host, also what another process left."""
+    def delete(self) -> str:
+        """Take everything off the host, also what another process left; what that costs who is connected, "" for nothing."""
 
     def leftovers(self) -> list[str]:
         """What `delete` should have taken off and is still there, each in a few words."""
@@ -101,17 +102,23 @@ class Planes:
         found = {owner: judge(held) for owner, held in owners.items()}
         return {owner: why for owner, why in found.items() if why is not None}
 
-    def refill(self, elements: Elements, links: Iterable[str]) -> None:
-        """Bring the plane in force to exactly this, then take the others off."""
+    def refill(self, elements: Elements, links: Iterable[str]) -> str:
+        """Bring the plane in force to exactly this, then take the others off; what that was, "" when there were none."""
         used = self._used()
         if self.mode not in used:
             self._note({*used, self.mode})
+        began = time.monotonic()
         self.now.refill(elements, links)
         others = sorted(used - {self.mode})
-        for name in others:
-            self._made[name].delete()
+        left = [name for name in others if self._made[name].leftovers()]
+        costs = [cost for name in others if (cost := self._made[name].delete())]
         if others:
             self._note({self.mode})
+        took_ms = (time.monotonic() - began) * 1000
+        said = "; ".join(costs) or "no connection was ended"
+        return (
+            f"mode {self.mode} serves instead of {' and '.join(left)}, after {took_ms:.0f} ms; {said}" if left else ""
+        )
 
     def difference(self, elements: Elements | None) -> str:
         """That of the plane in force, or which other may have left something."""

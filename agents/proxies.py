@@ -144,6 +144,15 @@ class HAProxy:
         self._looks.note(began)
         return f"somebody changed haproxy's servers of {', '.join(others[:5])}" if others else ""
 
+    @property
+    def connections(self) -> int:
+        """How many connections of clients it has now; 0 when it does not say."""
+        with contextlib.suppress(AgentError):
+            told = dict(line.split(": ", 1) for line in self._ask(["show info"])[0].splitlines() if ": " in line)
+            # Its own to this socket is one of them.
+            return max(int(told.get("CurrConns", "1")) - 1, 0)
+        return 0
+
     def has(self, peer_port: int, servers: Mapping[Listener, Servers]) -> bool:
         """Whether what runs, whoever started it, has these listeners and servers."""
         if not self.is_running or not self._runs(_general(self._socket, peer_port), {one.name for one in servers}):

@@ -65,7 +65,10 @@ class Session:
             return False
         with self._turn:
             answer = self._answer(request)
+            news, self._node.news = self._node.news, []
         self._write({"id": request.get("id"), **answer})
+        for reason, message in news:
+            self._write({"event": "watch", "reason": reason, "message": message})
         if request.get("op") == "apply" and request.get("since") is None:
             del request, answer
             process.give_memory_back()
@@ -142,12 +145,15 @@ class Session:
                     found, reason = err.message, err.reason
                 except OSError as err:
                     found, reason = str(err), "HostFailed"
+                news, self._node.news = self._node.news, []
             if found and found != last:
                 logger.warning("%s reason=%s", found, reason)
-                try:
-                    self._write({"event": "watch", "reason": reason, "message": found})
-                except OSError:
-                    return
+                news = [(reason, found), *news]
+            try:
+                for told, message in news:
+                    self._write({"event": "watch", "reason": told, "message": message})
+            except OSError:
+                return
             last = found if reason != "Repaired" else ""
 
     def _read(self) -> Message | None:

@@ -530,12 +530,15 @@ class Userspace:
         """Interfaces are no matter here: what comes back comes to the proxy."""
         return False
 
-    def delete(self) -> None:
+    def delete(self) -> str:
         """Take everything off the host. Connections that HAProxy has go on until they end."""
         flows = [[*_ip_version(one), "--reply-port-src", str(port)] for one, port in self._ports.udp.items()]
         self._tables.delete()
+        said = ""
         if self._haproxy.is_running:
             time.sleep(_SETTLE_S)
+            if kept := self._haproxy.connections:
+                said = f"{kept} connection{'s' if kept > 1 else ''} stay{'' if kept > 1 else 's'} with haproxy until they end"
             self._haproxy.leave()
         self._nginx.stop()
         for problem in conntrack.forget(flows):
@@ -544,6 +547,7 @@ class Userspace:
         shutil.rmtree(self._run, ignore_errors=True)
         self._sides, self._served, self._guarded, self._forgettable = {}, {}, {}, []
         self.__dict__.pop("_ports", None)
+        return said
 
     def leftovers(self) -> list[str]:
         """The tables that are there."""

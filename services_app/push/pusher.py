@@ -178,7 +178,13 @@ def _open(node: str) -> AgentSession:
         key=private_key(access.ssh_key),
     )
     try:
-        session = AgentSession(connection, access.user, cluster=cluster, address=access.address)
+        session = AgentSession(
+            connection,
+            access.user,
+            cluster=cluster,
+            address=access.address,
+            on_event=lambda event: reports.note_event(access.node, event),
+        )
     except BaseException:
         connection.close()
         raise

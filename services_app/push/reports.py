@@ -3,8 +3,10 @@
 import json
 import logging
 import random
+import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 Document = dict[str, Any]
 ACTOR = store.Actor("timonel:push")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
+MAX_MESSAGE = 1000  # characters of what an agent says unasked
+_GOOD_NEWS = {"ModeChanged"}
 SETTLE_S = 0.03  # reports of several nodes about one change come within this
 State = NodeSync.State
 
@@ -65,6 +69,7 @@ class _Settling:
 
 
 settling = _Settling()
+_events = ThreadPoolExecutor(1, "events")
 
 
 def note_greeting(node: str, answer: Document) -> None:
@@ -123,6 +128,24 @@ def note_mode(node: str, mode: str) -> None:
     if sync is not None and sync.facts.get("mode") != mode:
         logger.info("node %s serves in mode %s", node, mode)
         NodeSync.objects.filter(node_id=node).update(facts={**sync.facts, "mode": mode})
+
+
+def note_event(node: str, event: Document) -> None:
+    """What an agent said unasked, soon as an Event on its Node. Never waits: it is called by who reads the node's answers."""
+    reason, message = str(event.get("reason")), str(event.get("message"))
+    logger.warning("node %s: %s reason=%s", node, message, reason)
+    if re.fullmatch(r"[A-Z][A-Za-z0-9]{0,127}", reason):
+        _events.submit(_tell, node, reason, message[:MAX_MESSAGE])
+
+
+def _tell(node: str, reason: str, message: str) -> None:
+    try:
+        type = "Normal" if reason in _GOOD_NEWS else "Warning"
+        store.tell_of_node(node, reason, message, type=type, actor=ACTOR)
+    except Exception as err:  # the database may be away; the log has it
+        logger.warning("cannot note the event %s of %s: %s", reason, node, err)
+    finally:
+        close_old_connections()
 
 
 def note_problems(node: str, problems: list[Document]) -> None:

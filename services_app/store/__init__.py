@@ -25,7 +25,7 @@ from services_app.store.objects import (
 from services_app.store.ranges import uses
 from services_app.store.repair import repair
 from services_app.store.servicecidrs import finish_retirements
-from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed
+from services_app.store.status import adopt_pods, expire_events, reap_pods, settle_programmed, tell_of_node
 
 __all__ = [
     "Actor",
@@ -49,6 +49,7 @@ __all__ = [
     "repair",
     "settle_programmed",
     "shown_text",
+    "tell_of_node",
     "too_large",
     "update",
     "uses",

@@ -24,6 +24,7 @@ from services_app.store.transaction import Transaction
 
 Document = dict[str, Any]
 
+COMPONENT = "timonel-agent"  # who tells what nodes say
 AT_ONCE = 100  # Services settled under one hold of the counter row: some 20 ms
 
 
@@ -59,6 +60,21 @@ def reap_pods(*, actor: Actor) -> int:
             continue
         reaped += 1
     return reaped
+
+
+def tell_of_node(node: str, reason: str, message: str, *, type: str, actor: Actor) -> None:
+    """Tell something that a node said, as an Event on its Node; nothing when there is no such Node any more.
+
+    reason: one word. type: "Normal" or "Warning". The same words again count on.
+    """
+    try:
+        document = json.loads(get(kinds.NODE, "", node).document)
+    except NotFound:
+        return
+    with transaction.atomic():
+        tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
+        events.record(tx, kinds.NODE, document, reason, message, component=COMPONENT, type=type)
+        tx.finish()
 
 
 def expire_events(*, actor: Actor) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from services_app.lab.client import CORE, ApiRefused, Document, pod, service
+from services_app.lab.client import CORE, ApiClient, ApiRefused, Document, pod, service
 from services_app.lab.cluster import Cluster, condition
 from services_app.lab.namespaces import Place, ProbeFailed, outcome
 from services_app.lab.network import Lab
@@ -467,10 +467,34 @@ def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread:
         report = lab.client.stream_end(f"steady {number}")
         assert report["asked"] > 50, report
         assert not report["failed"], report
+    for node in lab.nodes[:2]:
+        wait_until(
+            lambda node=node: any("iptables serves instead of nftables" in text for text in told(api, node.name))
+        )
     for name in ("moded", "signals"):
         api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
     wait_equal(api, lab.nodes)
     wait_equal(api, lab.nodes)
+
+
+def test_what_somebody_changed_on_a_node_is_repaired_and_told(cluster: Cluster, spread: str) -> None:
+    """As an Event on the Node, which names it; the same again counts on."""
+    api, node = cluster.api, cluster.lab.nodes[0]
+    service = make(cluster, spread, "touched")
+    address = service["spec"]["clusterIP"]
+    outcome(node.ask_until(address, 80, [*ALL]))
+    said = "somebody changed map frontends of table ip timonel"
+    for count in (1, 2):
+        node.run(["nft", "delete", "element", "ip", "timonel", "frontends", f"{{ {address} . tcp . 80 }}"])
+        wait_until(lambda count=count: told(api, node.name).get(said) == ("Repaired", "Warning", count), 35)
+        outcome(node.ask_until(address, 80, [*ALL]))
+    api.request("DELETE", f"{CORE}/namespaces/{spread}/services/touched")
+
+
+def told(api: ApiClient, node: str) -> dict[str, tuple[str, str, int]]:
+    """Message -> reason, type and count, of the Events about a Node."""
+    found = api.request("GET", f"{CORE}/events?fieldSelector=involvedObject.kind=Node,involvedObject.name={node}")
+    return {event["message"]: (event["reason"], event["type"], event["count"]) for event in found["items"]}
 
 
 def wait_until(is_so: Callable[[], bool], deadline_s: float = 15.0) -> None:
