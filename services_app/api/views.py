@@ -382,16 +382,7 @@ class ObjectView(ApiView):
         if accepted.as_kind == "PartialObjectMetadata":
             raise NotAcceptable("you requested PartialObjectMetadata, but the requested object is a list")
         query = request.query_params
-        asked = options.read(target.kind, dict(query.lists()))
-        page = store.list(
-            target.kind,
-            target.namespace,
-            labels=asked.labels,
-            fields=asked.fields,
-            limit=asked.limit,
-            continue_token=asked.continue_token,
-            at=asked.at,
-        )
+        asked, page = _selected(request, target)
         if asked.version and asked.version > page.revision:
             raise store.too_large(asked.version, page.revision)
         metadata: Document = {"resourceVersion": str(page.revision)}
@@ -468,17 +459,8 @@ class ObjectView(ApiView):
     def _delete_collection(
         self, request: Request, target: Target, how: Document, accepted: media.Accepted
     ) -> HttpResponse:
-        asked = options.read(target.kind, dict(request.query_params.lists()))
         how["dryRun"] = self._dry_run(request, "DeleteOptions", how.get("dryRun"))
-        page = store.list(
-            target.kind,
-            target.namespace,
-            labels=asked.labels,
-            fields=asked.fields,
-            limit=asked.limit,
-            continue_token=asked.continue_token,
-            at=asked.at,
-        )
+        _, page = _selected(request, target)
         deleted = []
         for text in page.documents:
             metadata = json.loads(text)["metadata"]
@@ -580,6 +562,21 @@ class ObjectView(ApiView):
                 raise NotAcceptable("you requested PartialObjectMetadataList, but the requested object is not a list")
             return _encoded(tables.partial(document, version=accepted.version), accepted, status=status)
         return _text(stored.document, accepted, status=status)
+
+
+def _selected(request: Request, target: Target) -> tuple[options.ListOptions, store.Page]:
+    """What a request's selectors and limit choose among the objects of its kind."""
+    asked = options.read(target.kind, dict(request.query_params.lists()))
+    page = store.list(
+        target.kind,
+        target.namespace,
+        labels=asked.labels,
+        fields=asked.fields,
+        limit=asked.limit,
+        continue_token=asked.continue_token,
+        at=asked.at,
+    )
+    return asked, page
 
 
 def _is_kept(stored: store.Stored) -> bool:
