@@ -4,6 +4,7 @@ Source: k8s v1.36 pkg/registry/core/namespace/strategy.go, pkg/apis/core/validat
 and ValidateNamespaceStatusUpdate.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from services_app.spec import meta, names
@@ -38,6 +39,50 @@ def prepare_update(old: Document, new: Document, subresource: str) -> None:
         new["status"] = old["status"]
     else:
         new["status"] = {"phase": "Active"} | (new.get("status") or {})
+
+
+def remains(status: Document, resources: Mapping[str, int], marks: Mapping[str, int], now: str) -> bool:
+    """Say in a Terminating Namespace's status what it still holds; whether that is news.
+
+    resources: "services." -> how many wait; marks: finalizer -> how many have it. Source: k8s v1.36
+    pkg/controller/namespace/deletion/status_condition_utils.go.
+    """
+    held = ", ".join(f"{name} has {count} resource instances" for name, count in sorted(resources.items()))
+    waits = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(marks.items()))
+    wanted = (
+        ("NamespaceDeletionDiscoveryFailure", "False", "ResourcesDiscovered", "All resources successfully discovered"),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            "False",
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            "False",
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+        ("NamespaceContentRemaining", "True", "SomeResourcesRemain", f"Some resources are remaining: {held}"),
+        (
+            "NamespaceFinalizersRemaining",
+            "True",
+            "SomeFinalizersRemain",
+            f"Some content in the namespace has finalizers remaining: {waits}",
+        ),
+    )
+    before = {one["type"]: one for one in status.get("conditions") or ()}
+    conditions = []
+    for kind, value, reason, message in wanted:
+        old = before.pop(kind, {})
+        moved = old["lastTransitionTime"] if old.get("status") == value else now
+        conditions.append(
+            {"type": kind, "status": value, "lastTransitionTime": moved, "reason": reason, "message": message}
+        )
+    conditions = [*before.values(), *conditions]
+    is_news = conditions != status.get("conditions")
+    status["conditions"] = conditions
+    return is_news
 
 
 def validate_create(namespace: Document) -> list[FieldError]:

@@ -6,6 +6,7 @@ the references say is enough to go on after a crash (`collect`).
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -24,7 +25,7 @@ from services_app.spec import kinds
 from services_app.spec.errors import ApiError, Conflict, Forbidden, NotFound
 from services_app.spec.kinds import Kind
 from services_app.spec.meta import ordered, timestamp
-from services_app.spec.namespace import FINALIZER
+from services_app.spec.namespace import FINALIZER, remains
 from services_app.store import events, references, servicecidrs
 from services_app.store.columns import deletion_deadline, model_of
 from services_app.store.objects import TRIES, Actor, DryRun, Stored, answered, asking, get, retried, update
@@ -127,7 +128,7 @@ def _delete_once(
             raise DryRun(current)
         if dependents:
             concerned.add(UUID(metadata["uid"]))
-        others = [mark for mark in metadata.get("finalizers") or () if mark not in COLLECTORS.values()]
+        others = _foreign_marks(metadata)
         propagation = propagation or propagation_of(metadata)
         collector = COLLECTORS.get(propagation or "")
         if not others and not collector and kind not in (kinds.POD, kinds.NAMESPACE):
@@ -366,21 +367,37 @@ _CONTENT = (*_FIRST, *(k for k in kinds.STORED if k.namespaced and k not in (*_F
 
 
 def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
-    """Remove what a Namespace that goes still holds, then itself. Whether it is gone; False after `at_most` objects."""
+    """Remove what a Namespace that goes still holds, then itself. Whether it is gone; False after `at_most` objects.
+
+    What has finalizers of others waits for them, marked; the Namespace's conditions say what that is.
+    """
     left = at_most
+    waiting: Counter[Kind] = Counter()
+    marks: Counter[str] = Counter()
     for kind in _CONTENT:
-        while names := [*model_of(kind).objects.filter(namespace=name).values_list("name", flat=True)[:100]]:
-            if left <= 0:
-                return False
-            left -= len(names)
-            for item in names:
-                with suppress(NotFound):
-                    # As in Kubernetes nothing waits for its dependents here: they go as well.
-                    stored = _delete(
-                        kind, name, item, actor=actor, concerned=set(), grace_period_s=0, propagation="Background"
-                    )
-                    if json.loads(stored.document)["metadata"].get("finalizers"):
-                        return False
+        after = ""
+        while found := [*_content(kind, name, after)]:
+            after = found[-1][0]
+            for item, text in found:
+                if left <= 0:
+                    return False
+                metadata = json.loads(text)["metadata"]
+                if not (metadata.get("deletionTimestamp") and _foreign_marks(metadata)):
+                    left -= 1
+                    try:
+                        # As in Kubernetes nothing waits for its dependents here: they go as well.
+                        stored = _delete(
+                            kind, name, item, actor=actor, concerned=set(), grace_period_s=0, propagation="Background"
+                        )
+                    except NotFound:
+                        continue
+                    metadata = json.loads(stored.document)["metadata"]
+                if metadata.get("finalizers"):
+                    waiting[kind] += 1
+                    marks.update(metadata["finalizers"])
+    if waiting:
+        _tell_what_remains(name, waiting, marks, actor)
+        return False
     with suppress(NotFound), transaction.atomic():
         tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
         current = get(kinds.NAMESPACE, "", name)
@@ -395,6 +412,29 @@ def finish_namespace(name: str, *, actor: Actor, at_most: int) -> bool:
         tx.delete(kinds.NAMESPACE, document, current.document)
         tx.finish()
     return True
+
+
+def _content(kind: Kind, namespace: str, after: str) -> Iterable[tuple[str, str]]:
+    """(name, document) of some objects by name."""
+    rows = model_of(kind).objects.filter(namespace=namespace, name__gt=after).order_by("name")
+    return rows.values_list("name", "document")[:100]
+
+
+def _foreign_marks(metadata: Document) -> list[str]:
+    return [mark for mark in metadata.get("finalizers") or () if mark not in COLLECTORS.values()]
+
+
+def _tell_what_remains(name: str, waiting: Counter[Kind], marks: Counter[str], actor: Actor) -> None:
+    with suppress(NotFound), transaction.atomic():
+        tx = Transaction(user=actor.user, request_id=actor.request_id, now=timezone.now())
+        current = get(kinds.NAMESPACE, "", name)
+        document = json.loads(current.document)
+        if document["status"].get("phase") != "Terminating":
+            return
+        resources = {f"{kind.plural}.{kind.group}": count for kind, count in waiting.items()}
+        if remains(document["status"], resources, marks, timestamp(tx.now)):
+            tx.update(kinds.NAMESPACE, document, current.document)
+            tx.finish()
 
 
 def _take_back_grants(namespace: str, actor: Actor) -> None:

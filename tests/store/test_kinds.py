@@ -198,6 +198,41 @@ def test_a_namespace_that_a_finalizer_of_its_spec_holds_stays(world):
     assert store.finish_namespace("shop", actor=ACTOR, at_most=10)
 
 
+def test_what_has_finalizers_holds_a_namespace_and_nothing_else(world):
+    """The others go at once, the conditions say what is waited for, and nothing is written while it waits."""
+    hold = {"finalizers": ["example.org/hold"]}
+    for number in range(250):
+        create(kinds.CONFIG_MAP, f"c{number:03}", metadata=hold if number in (3, 120) else {})
+    world.service("web")
+    create(kinds.SECRET, "last", metadata={"finalizers": ["example.org/hold", "example.org/other"]})
+    store.delete(kinds.NAMESPACE, "", "shop", actor=ACTOR)
+    assert [*models.ConfigMap.objects.values_list("name", flat=True)] == ["c003", "c120"]
+    assert not models.Service.objects.filter(namespace="shop").exists()
+    status = json.loads(store.get(kinds.NAMESPACE, "", "shop").document)["status"]
+    told = {c["type"]: (c["status"], c["reason"], c["message"]) for c in status["conditions"]}
+    assert told["NamespaceContentRemaining"] == (
+        "True",
+        "SomeResourcesRemain",
+        "Some resources are remaining: configmaps. has 2 resource instances, secrets. has 1 resource instances",
+    )
+    assert told["NamespaceFinalizersRemaining"][2] == (
+        "Some content in the namespace has finalizers remaining: "
+        "example.org/hold in 3 resource instances, example.org/other in 1 resource instances"
+    )
+    assert told["NamespaceDeletionContentFailure"][0] == "False"
+    before = changes.head()
+    assert not store.finish_namespace("shop", actor=ACTOR, at_most=2000)
+    assert changes.head() == before
+
+    def free(document):
+        del document["metadata"]["finalizers"]
+        return document
+
+    for kind, name in ((kinds.CONFIG_MAP, "c003"), (kinds.CONFIG_MAP, "c120"), (kinds.SECRET, "last")):
+        store.update(kind, "shop", name, free, actor=ACTOR)
+    assert store.finish_namespace("shop", actor=ACTOR, at_most=2000)
+
+
 def test_ingresses_raise_their_generation_with_their_spec_alone(world):
     backend = {"service": {"name": "web", "port": {"name": "http"}}}
     made = create(kinds.INGRESS, "web", spec={"ingressClassName": "edge", "defaultBackend": backend})
