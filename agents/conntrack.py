@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agents import process
 from agents.errors import AgentError
-from agents.nftables import group_of
+from agents.ruleset import group_of
 from agents.state import Change
 
 UNTRANSLATED = ["--mark", "0"]

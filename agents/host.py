@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agents import conntrack, files, iptables, nftables, process
+from agents import conntrack, files, iptables, process, ruleset
 from agents.dns import Zones
 from agents.errors import AgentError, InvalidResource
 
@@ -52,13 +52,13 @@ def preflight() -> list[Problem]:
             {"reason": reason, "message": f"{tool} is not installed ({purpose} need it): install package {package}"}
         )
     if "nft" not in missing and os.geteuid() == 0:
-        problems += [problem for family in nftables.FAMILIES.values() for problem in _nft_problems(family)]
+        problems += [problem for family in ruleset.FAMILIES.values() for problem in _nft_problems(family)]
     return problems
 
 
-def _nft_problems(family: nftables.Family) -> list[Problem]:
+def _nft_problems(family: ruleset.Family) -> list[Problem]:
     """Whether nft and the kernel take what the tables are made of; nothing is changed."""
-    text = nftables.skeleton(family, nftables.chains_of(dict(_TRIAL_GROUPS)))
+    text = ruleset.skeleton(family, ruleset.chains_of(dict(_TRIAL_GROUPS)))
     trial = text.replace(family.table, f"{family.table}_trial")
     try:
         done = process.run(["nft", "-c", "-f", "-"], text=trial, reason="NftTimeout")
@@ -67,7 +67,7 @@ def _nft_problems(family: nftables.Family) -> list[Problem]:
     if not done.returncode:
         return []
     why = process.first_line(done.stderr)
-    if family is nftables.IPV4:
+    if family is ruleset.IPV4:
         return [{"reason": "NftUnsupported", "message": f"this kernel or nft lacks what Services need: {why}"}]
     # No reason to keep a host out of a cluster that may have no IPv6.
     message = f"this kernel or nft lacks what Services with IPv6 need: {why}"

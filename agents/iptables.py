@@ -27,8 +27,8 @@ from pathlib import Path
 
 from agents import files, netlink, process
 from agents.errors import AgentError, Refused
-from agents.nftables import elements_sum
 from agents.pace import Pace
+from agents.ruleset import elements_sum
 from agents.state import Change, Element, Elements, Refusal
 from agents.view import Frontend, View
 

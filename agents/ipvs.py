@@ -24,7 +24,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
-from agents import host, netlink, nftables, process
+from agents import host, netlink, nftables, process, ruleset
 from agents.errors import AgentError, InvalidResource, Refused
 from agents.pace import Pace
 from agents.state import Change, Elements
@@ -43,7 +43,7 @@ SETTINGS = {
     "net/ipv4/vs/expire_quiescent_template": "1",
 }
 DRAIN_S = 2.0
-_FLAGS = nftables.SOURCE_RANGES | nftables.LOCAL_POLICY
+_FLAGS = ruleset.SOURCE_RANGES | ruleset.LOCAL_POLICY
 _NOT_MARKED = ("slots", "pick")  # elements that the tables have no use for
 _SERVERS = Path("/proc/net/ip_vs")
 
@@ -74,7 +74,7 @@ def check(key: str, value: str) -> None:
 
 
 @dataclass(frozen=True)
-class Marking(nftables.Family):
+class Marking(ruleset.Family):
     """A family's table in this mode: the elements of mode nftables, without endpoints."""
 
     @property
@@ -97,7 +97,7 @@ class Marking(nftables.Family):
     @property
     def fixed_chains(self) -> dict[str, tuple[str, tuple[str, ...]]]:
         common, ip = super().fixed_chains, self.ip
-        is_local = f"ct mark & 0x{nftables.LOCAL_POLICY:08x} != 0"
+        is_local = f"ct mark & 0x{ruleset.LOCAL_POLICY:08x} != 0"
         routed = f"meta mark set meta mark | 0x{ROUTE:08x}"
         by_mark = BY_MARK | OURS
         hook, (_, _, _, *masquerade) = common["postrouting"]
@@ -122,7 +122,7 @@ class Marking(nftables.Family):
                     restricted,
                     f"{is_local} fib saddr type local goto from_here",
                     f"{is_local} {ip} saddr @pod_cidrs goto from_pods",
-                    f"ct mark set ct mark & 0x{nftables.GROUP:08x}",
+                    f"ct mark set ct mark & 0x{ruleset.GROUP:08x}",
                     "ct mark vmap @groups",
                     "drop",
                 ),
@@ -167,7 +167,7 @@ class Marking(nftables.Family):
 
 FAMILIES = {
     family.driver: Marking(family.driver, family.ip, family.address, family.node_port_address, "", "", "timonel_ipvs")
-    for family in (nftables.IPV4, nftables.IPV6)
+    for family in (ruleset.IPV4, ruleset.IPV6)
 }
 
 
@@ -192,7 +192,7 @@ class Key(NamedTuple):
     @property
     def group(self) -> str:
         """The group in the mark."""
-        return f"0x{self.port & nftables.GROUP:08x}"
+        return f"0x{self.port & ruleset.GROUP:08x}"
 
     def __str__(self) -> str:
         """As ipvsadm's arguments."""
@@ -268,7 +268,7 @@ class Wanted:
         """The virtual servers with a group's endpoints."""
         found = {self._mark_key(group)} if group in self._diverting else set()
         number = int(group, 16)
-        for flags in (0, nftables.SOURCE_RANGES, nftables.LOCAL_POLICY, _FLAGS):
+        for flags in (0, ruleset.SOURCE_RANGES, ruleset.LOCAL_POLICY, _FLAGS):
             for element in self._by_mark.get(f"0x{flags | number:08x}", ()):
                 found |= self._keys(element)
         return found

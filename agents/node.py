@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 
-from agents import conntrack, dns, health, host, ipvs, nftables, planes
+from agents import conntrack, dns, health, host, ipvs, planes, ruleset
 from agents.errors import AgentError, InvalidResource, Refused
 from agents.journal import Journal
 from agents.state import EMPTY_DIGEST, ApplyError, Change, Element, Refusal, State, apply, bar, check_base
@@ -24,7 +24,7 @@ Owners = dict[str, list[list[str]]]
 
 DIRECTORY, RUN_DIRECTORY = Path("/var/lib/timonel"), Path("/run/timonel")
 PROGRAM = Path("/usr/local/lib/timonel/agent.pyz")
-_DRIVERS = (*nftables.FAMILIES, ipvs.DRIVER, "dns", "health", "host")
+_DRIVERS = (*ruleset.FAMILIES, ipvs.DRIVER, "dns", "health", "host")
 _FLOW_FAMILIES = {"nft4": "ipv4", "nft6": "ipv6"}
 _MANY_FLOWS = 100
 MAX_CULPRITS = 20
@@ -211,7 +211,7 @@ class Node:
         links = host.links()
 
         def objection(owners: list[str]) -> str:
-            elements: dict[str, dict[str, str]] = {driver: {} for driver in nftables.FAMILIES}
+            elements: dict[str, dict[str, str]] = {driver: {} for driver in ruleset.FAMILIES}
             for owner in owners:
                 for (driver, key), value in self.state.owners[owner].items():
                     if driver in elements:
@@ -247,7 +247,7 @@ class Node:
 
     def _elements(self) -> dict[str, dict[str, str]]:
         """Driver -> elements in force, of those that planes take."""
-        return {driver: self.state.elements(driver) for driver in (*nftables.FAMILIES, ipvs.DRIVER)}
+        return {driver: self.state.elements(driver) for driver in (*ruleset.FAMILIES, ipvs.DRIVER)}
 
     def _refill_flows(self, elements: Mapping[str, Mapping[str, str]]) -> None:
         for driver, flows in self._flows.items():
@@ -415,8 +415,8 @@ def _check_text(text: str) -> None:
 
 
 def _judge(driver: str, key: str, value: str) -> None:
-    if driver in nftables.FAMILIES:
-        nftables.spell(nftables.FAMILIES[driver], key, value)
+    if driver in ruleset.FAMILIES:
+        ruleset.spell(ruleset.FAMILIES[driver], key, value)
     elif driver == ipvs.DRIVER:
         ipvs.check(key, value)
     elif driver == "dns":

@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from agents import conntrack, files, nftables, proxies
+from agents import conntrack, files, nftables, proxies, ruleset
 from agents.errors import Refused
-from agents.nftables import Family
 from agents.proxies import Endpoint, Listener
+from agents.ruleset import Family
 from agents.state import Change, Element, Elements, Refusal
 from agents.view import Group, View, protocols
 
@@ -132,7 +132,7 @@ class Ports:
         """Give these groups the ports they need, and take back what they do not, which is not spare yet."""
         changed = has_tcp = has_udp = False
         for key, one in served.items():
-            has, version = self.listeners.get(key), 4 if key[0] == nftables.IPV4.driver else 6
+            has, version = self.listeners.get(key), 4 if key[0] == ruleset.IPV4.driver else 6
             wanted = (version, one.group.affinity_s or 0) if one and one.is_tcp else None
             if wanted != ((has.version, has.affinity_s) if has else None):
                 changed = True
@@ -215,7 +215,7 @@ def _fields(listener: Listener) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
-class Redirecting(nftables.Family):
+class Redirecting(ruleset.Family):
     """A family's table in this mode: the policies of mode nftables, and groups that lead to proxies.
 
     rules: of UDP groups' chains, whose names change with them. Who comes to a port in `guarded` without having been
@@ -282,7 +282,7 @@ class Redirecting(nftables.Family):
         # What a proxy sends is no translated packet: the mark for that stays out.
         chains = {
             name: (hook, tuple(rule for rule in rules if not rule.startswith("meta mark set")))
-            for name, (hook, rules) in nftables.policies(self).items()
+            for name, (hook, rules) in ruleset.policies(self).items()
         }
         to_haproxy = ("", ("meta l4proto tcp redirect to :ct mark map @listeners", "drop"))
         return {"to_haproxy": to_haproxy, **chains, **self.guards}
@@ -306,7 +306,7 @@ FAMILIES = {
         family.client,
         "timonel_userspace",
     )
-    for family in (nftables.IPV4, nftables.IPV6)
+    for family in (ruleset.IPV4, ruleset.IPV6)
 }
 
 
@@ -327,7 +327,7 @@ def _udp_rules(family: Family, group: Group, ports: Mapping[Endpoint, int]) -> t
     if group.affinity_s is None:
         turns = ", ".join(f"{turn} : {port}" for turn, port in enumerate(own))
         return (f"meta l4proto udp redirect to :numgen inc mod {len(own)} map {{ {turns} }}",)
-    # meta priority is the scratch register for a port because its type (classid) has a name; see agents/nftables.py.
+    # meta priority is the scratch register for a port because its type (classid) has a name; see agents/ruleset.py.
     remembered = f"{family.client} . ct mark"
     different = list(dict.fromkeys(own))
     known = ", ".join(_classid(port) for port in different)
@@ -365,7 +365,7 @@ class _Side:
                 container, _, rest = key.partition(" ")
                 if container in ("frontends", "nodeports"):
                     _count(self._protocols, value, rest.split(" . ")[-2], step)
-                    groups.add(nftables.group_of(value))
+                    groups.add(ruleset.group_of(value))
                     groups |= {self._view.to_cluster[value]} if value in self._view.to_cluster else set()
                 elif container == "to_cluster":
                     _count(self._marks, value, rest, step)
@@ -376,7 +376,7 @@ class _Side:
 
     def served(self, number: str) -> Served | None:
         """What is done for a group; None for nothing, because nothing leads to it or it only drops."""
-        flags = (0, nftables.SOURCE_RANGES, nftables.LOCAL_POLICY, nftables.SOURCE_RANGES | nftables.LOCAL_POLICY)
+        flags = (0, ruleset.SOURCE_RANGES, ruleset.LOCAL_POLICY, ruleset.SOURCE_RANGES | ruleset.LOCAL_POLICY)
         own = [f"0x{int(number, 16) | flag:08x}" for flag in flags]
         group = self._view.group(number)
         for mark in (*own, *self._marks.get(number, ())):
@@ -650,7 +650,7 @@ class Userspace:
 
     def _families(self) -> list[Redirecting]:
         """Those that have listeners, and IPv4."""
-        drivers = {key[0] for key in self._served} | {nftables.IPV4.driver}
+        drivers = {key[0] for key in self._served} | {ruleset.IPV4.driver}
         return [family for driver, family in FAMILIES.items() if driver in drivers]
 
     def _difference_of_proxies(self) -> str:

@@ -1,7 +1,7 @@
 """The elements of one address family as what they mean: frontends that lead to groups, and groups of endpoints.
 
 For planes that spell rules instead of elements (see agents/planes.py). What an element may look like is judged by
-agents/nftables.py before it gets here.
+agents/ruleset.py before it gets here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from agents.nftables import LOCAL_POLICY, SOURCE_RANGES, group_of
+from agents.ruleset import LOCAL_POLICY, SOURCE_RANGES, group_of
 from agents.state import Change
 
 K = TypeVar("K")

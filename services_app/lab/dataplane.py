@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from agents import nftables
+from agents import ruleset
 from agents.journal import Journal
 from agents.state import State
 from services_app.lab.client import CORE, ApiClient, Document, pod, service
@@ -166,7 +166,7 @@ def add_services(api: ApiClient, namespace: str, numbers: range, say: Say) -> No
 
 def kernel_load_s(place: Place, elements: Mapping[str, str], rounds: int = 3) -> float:
     """What `nft` takes in a place without rules for the agent's own script: median seconds."""
-    script = nftables.refill_script(nftables.IPV4, elements, ["lo", "eth0"])
+    script = ruleset.refill_script(ruleset.IPV4, elements, ["lo", "eth0"])
     times = []
     for _ in range(rounds):
         begin = time.monotonic()

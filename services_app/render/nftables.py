@@ -1,6 +1,6 @@
 """Routes as elements of a node's named maps and sets (tables `ip timonel` and `ip6 timonel`).
 
-An update changes elements only, whatever the number of Services; the skeleton is agents/nftables.py's. What is decided
+An update changes elements only, whatever the number of Services; the skeleton is agents/ruleset.py's. What is decided
 here: the spelling of a mark, and the number of each endpoint's slot.
 """
 

@@ -1,6 +1,6 @@
 """What a node does with the first packet of a connection, by its rendered elements alone: no kernel, no node.
 
-Follows the chains of agents/nftables.py step by step, so that it can be asked why. What it says is held against real
+Follows the chains of agents/ruleset.py step by step, so that it can be asked why. What it says is held against real
 packets in tests/agents/test_packets.py, and against the rules of Kubernetes in tests/render/test_tracer.py.
 """
 
@@ -155,7 +155,7 @@ class _Trace:
 
 
 def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
-    """Own addresses that have no node ports; see `node_port_address` in agents/nftables.py."""
+    """Own addresses that have no node ports; see `node_port_address` in agents/ruleset.py."""
     return address.is_loopback or (address.version == 6 and address.is_link_local)
 
 

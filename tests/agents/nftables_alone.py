@@ -9,8 +9,9 @@ import time
 from typing import Any
 
 from agents import nftables, readback
-from agents.nftables import FAMILIES, IPV4, Family, Tables
+from agents.nftables import Tables
 from agents.pace import Pace
+from agents.ruleset import FAMILIES, IPV4, Family
 from agents.state import Change
 
 LINKS = {"eth0", "a-long-name.100"}

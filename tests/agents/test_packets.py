@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from agents.nftables import READY_CHAINS
+from agents.ruleset import READY_CHAINS
 from agents.state import digest
 from services_app.lab.namespaces import Place
 from services_app.lab.network import Lab, Node

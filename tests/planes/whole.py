@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from agents import host, iptables, ipvs, nftables, userspace
+from agents import host, iptables, ipvs, nftables, ruleset, userspace
 from agents.node import DIRECTORY, RUN_DIRECTORY
 from agents.state import Elements, Refusal, State, apply
 
@@ -87,7 +87,7 @@ def main() -> None:
         return
     barred = {name: Refusal("Rejected", "as the agent said") for name in given["rejected"]}
     state, _ = apply(State(), 1, None, given["owners"], barred)
-    elements = {driver: state.elements(driver) for driver in (*nftables.FAMILIES, ipvs.DRIVER)}
+    elements = {driver: state.elements(driver) for driver in (*ruleset.FAMILIES, ipvs.DRIVER)}
     print("\n".join(LOOKS[given["mode"]](elements)), end="")
 
 
