@@ -1,15 +1,4 @@
-"""Chains TIMONEL-* in the tables nat and filter of iptables: the data plane of hosts whose rules are iptables'.
-
-How a connection goes (table nat, once per connection): TIMONEL-SERVICES asks for the last byte of the address,
-TIMONEL-IP-xx for address, protocol and port; node ports are asked by 256 in TIMONEL-NODEPORTS and one by one in
-TIMONEL-PORT-*. What is found leads to TIMONEL-R-* (source ranges), TIMONEL-L-* (the Local policy) or to the chain of a
-group, TIMONEL-G-*, which marks the connection with the group's id and draws one of its endpoints.
-Table nat can neither refuse nor drop: TIMONEL-REFUSE and TIMONEL-DROP leave a mark of their own on the connection, and
-TIMONEL-FILTER, the same on every node, acts on it before there is a connection. So a change is one transaction of table nat.
-
-A change writes whole chains: those it touches, each a few rules. What is in the kernel is known by TIMONEL-GENERATION, a rule
-that says nothing but a sum over the elements: a change takes it away first, and so is refused where it is another one.
-"""
+"""Mode iptables' plane: chains TIMONEL-* (see agents/chains.py) in the tables nat and filter, of whichever backend the host has."""
 
 from __future__ import annotations
 
@@ -21,42 +10,33 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from ipaddress import IPv6Address
 from pathlib import Path
 
 from agents import files, netlink, process
+from agents.chains import (
+    FAMILIES,
+    FILTER,
+    GENERATION,
+    IPV4,
+    IPV6,
+    JUMPS,
+    LINKS,
+    Chains,
+    Family,
+    fill,
+    filter_rules,
+    generation_rules,
+    sample,
+    script_of,
+    whole,
+)
 from agents.errors import AgentError, Refused
 from agents.pace import Pace
-from agents.ruleset import elements_sum
 from agents.state import Change, Element, Elements, Refusal
-from agents.view import Frontend, View
 
 logger = logging.getLogger(__name__)
 
-_MODULUS = 1 << 128
-_PROTOCOLS = ("tcp", "udp", "sctp")
-_MARK = "0x4000/0x4000"  # of the packet: translated by us
-# Of connections that never come to be; no group has such an id, and hardly anybody else such a mark.
-_TO_REFUSE, _TO_DROP = "0x54494d52", "0x54494d44"
 _OURS = re.compile(r"-[jg] TIMONEL-\S+")
-
-
-@dataclass(frozen=True)
-class Family:
-    """An address family, and how iptables spells what differs in it. ip: "ip" or "ip6"."""
-
-    driver: str
-    ip: str
-    last_byte: str  # mask of an address
-    without_node_ports: tuple[str, ...]  # own addresses that never have any
-    unreachable: str
-    recent: str  # how lists of clients begin
-
-
-IPV4 = Family("nft4", "ip", "0.0.0.{}/0.0.0.255", ("127.0.0.0/8",), "icmp-port-unreachable", "timonel4")
-IPV6 = Family("nft6", "ip6", "::{:x}/::ff", ("::1", "fe80::/10"), "icmp6-port-unreachable", "timonel6")
-FAMILIES = {family.driver: family for family in (IPV4, IPV6)}
 
 
 # Backends
@@ -135,35 +115,13 @@ def lacks() -> str:
         for family in FAMILIES.values():
             if family is IPV6 and not Path("/proc/sys/net/ipv6").exists():
                 continue
-            chains = Chains(family, _sample(family), {"lo"})
+            chains = Chains(family, sample(family), {"lo"})
             # Affinity needs one extension more: who has none of such Services does not miss it.
-            if why := _objection(backend, family, _whole(chains), timeout_s=30):
+            if why := _objection(backend, family, whole(chains), timeout_s=30):
                 return f"this kernel or iptables {backend} lacks what Services need: {why}"
     except AgentError as err:
         return err.message
     return ""
-
-
-def _sample(family: Family, affinity: str = "lb_2") -> dict[str, str]:
-    """Elements that have every kind of rule."""
-    address, network = ("192.0.2.1", "192.0.2.0/24") if family is IPV4 else ("2001:db8::1", "2001:db8::/32")
-    return {
-        f"frontends {address} . tcp . 80": "0x60000001",
-        "nodeports udp . 30000": "0x00000002",
-        "groups 0x00000001": f"goto {affinity}",
-        "slots 0x00000001 . 0": f"{address} . 80",
-        "slots 0x00000001 . 1": f"{address} . 81",
-        "pick 0x00000001 . 0": "0",
-        "pick 0x00000001 . 1": "1",
-        "groups 0x00000002": "goto refuse",
-        f"source_ranges 0x60000001 . {network}": "",
-        "to_cluster 0x60000001": "0x00000001",
-        f"local_endpoints {address}": "",
-        f"pod_cidrs {network}": "",
-        f"cluster_ips {address}": "",
-        f"without_node_ports {network}": "",
-        f"masquerade_all {network}": "",
-    }
 
 
 def judge(resources: Mapping[Element, str]) -> Refusal | None:
@@ -173,308 +131,6 @@ def judge(resources: Mapping[Element, str]) -> Refusal | None:
             "SourceHashUnsupported", "mode iptables cannot choose by the client's address: use sessionAffinity"
         )
     return None
-
-
-# Chains
-
-
-class Chains:
-    """The chains of an address family's table nat for a set of elements and links; follows changes."""
-
-    def __init__(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        self.family, self.links = family, frozenset(links)
-        self.sum = 0
-        self.sizes: dict[str, int] = {}  # chain -> number of its rules
-        self._view = View()
-        self._frontends: dict[str, dict[str, Frontend]] = {}  # chain that asks for them -> key -> frontend
-        self._cluster_ips: dict[str, set[str]] = {}  # the same for what is refused
-        self._users: Counter[tuple[str, str]] = Counter()  # (mark, protocol) -> its frontends
-        self._led: dict[tuple[str, str], frozenset[str]] = {}  # (mark, protocol) -> the groups it may lead to
-        self._leaders: Counter[tuple[str, str]] = Counter()  # (group, protocol) -> marks that may lead there
-        self.follow(Change(adds=dict(elements)))
-        for chain in _FIXED:
-            self.sizes[chain] = len(self.rules(chain) or ())
-
-    @property
-    def generation(self) -> str:
-        """What the rule in TIMONEL-GENERATION says."""
-        return f"{(self.sum + _spelling(self.family.driver)) % _MODULUS:032x}"
-
-    def follow(self, change: Change) -> dict[str, list[str] | None]:
-        """Note a change; chain -> its rules now, None for one that is to go, of all that the change touches. O(those)."""
-        touched = self._settle(change)
-        self.sum = (self.sum - elements_sum(change.deletes) + elements_sum(change.adds)) % _MODULUS
-        found: dict[str, list[str] | None] = {}
-        for chain in sorted(touched):
-            rules = self.rules(chain)
-            if rules is not None:
-                self.sizes[chain] = len(rules)
-            elif self.sizes.pop(chain, None) is None:
-                continue
-            found[chain] = rules
-        return found
-
-    def follow_links(self, links: Iterable[str]) -> dict[str, list[str] | None]:
-        """The same for the host's interfaces."""
-        self.links = frozenset(links)
-        rules = self.rules(_LINKS) or []
-        self.sizes[_LINKS] = len(rules)
-        return {_LINKS: rules}
-
-    def all(self) -> dict[str, list[str]]:
-        """Chain -> rules, of all."""
-        return {chain: rules for chain in sorted(self.sizes) if (rules := self.rules(chain)) is not None}
-
-    def _settle(self, change: Change) -> set[str]:
-        """Bring the indexes up to date; the chains that are touched."""
-        keys = {key for part in (change.deletes, change.adds) for key in part}
-        before = {key: self._view.frontends.get(key) for key in keys if key.startswith(("frontends ", "nodeports "))}
-        touched = self._view.follow(change)
-        chains: set[str] = set()
-        pairs: set[tuple[str, str]] = set()
-        for key, old in before.items():
-            new = self._view.frontends.get(key)
-            for frontend, step in ((old, -1), (new, 1)):
-                if frontend is not None:
-                    chain = _asking(frontend)
-                    chains.add(chain)
-                    pairs.add((frontend.mark, frontend.protocol))
-                    self._users[frontend.mark, frontend.protocol] += step
-                    held = self._frontends.setdefault(chain, {})
-                    held.pop(key, None)
-                    if step > 0:
-                        held[key] = frontend
-        for part, is_new in ((change.deletes, False), (change.adds, True)):
-            for key in part:
-                if key.startswith("cluster_ips "):
-                    address = key.split()[1]
-                    chain = _of_address(address)
-                    chains.add(chain)
-                    held_here = self._cluster_ips.setdefault(chain, set())
-                    held_here.add(address) if is_new else held_here.discard(address)
-        for chain in chains:
-            is_wanted = bool(self._frontends.get(chain) or self._cluster_ips.get(chain))
-            if is_wanted != (chain in self.sizes):
-                chains = chains | {_NODE_PORTS if chain.startswith("TIMONEL-PORT-") else _SERVICES}
-        pairs |= {(mark, protocol) for mark in touched.marks for protocol in _PROTOCOLS}
-        if "pod_cidrs" in touched.sets:
-            pairs |= {pair for pair in self._led if Frontend(None, "", 0, pair[0]).is_local}
-        for pair in pairs:
-            chains |= self._lead(pair)
-        chains |= {
-            f"TIMONEL-G-{group[2:]}-{protocol}"
-            for group in touched.groups
-            for protocol in _PROTOCOLS
-            if self._leaders[group, protocol] > 0
-        }
-        if "local_endpoints" in touched.sets:
-            chains.add(_LOCAL)
-        if "without_node_ports" in touched.sets:
-            chains.add(_NODE_PORTS)
-        if "masquerade_all" in touched.sets:
-            chains.add(_POSTROUTING)
-        return chains
-
-    def _lead(self, pair: tuple[str, str]) -> set[str]:
-        """Note which groups a mark leads to now; the chains that may be others."""
-        mark, protocol = pair
-        frontend = Frontend(None, protocol, 0, mark)
-        groups = {frontend.group}
-        if frontend.is_local and mark in self._view.to_cluster:
-            groups.add(self._view.to_cluster[mark])
-        if self._users[pair] <= 0:
-            groups = set()
-            del self._users[pair]
-        before = self._led.pop(pair, frozenset())
-        if groups:
-            self._led[pair] = frozenset(groups)
-        for group in groups ^ before:
-            self._leaders[group, protocol] += 1 if group in groups else -1
-            if self._leaders[group, protocol] <= 0:
-                del self._leaders[group, protocol]
-        return {f"TIMONEL-{kind}-{mark[2:]}-{protocol}" for kind in "RL"} | {
-            f"TIMONEL-G-{group[2:]}-{protocol}" for group in groups ^ before
-        }
-
-    # What stands in a chain
-
-    def rules(self, chain: str) -> list[str] | None:
-        """The rules of a chain by its name, without it; None when there is no need of it."""
-        if chain in _FIXED:
-            return self._fixed_rules(chain)
-        _, kind, *rest = chain.split("-")
-        if kind in ("IP", "PORT"):
-            held = self._frontends.get(chain) or {}
-            rules = [f"{_match(frontend)} -j {_entry(frontend)}" for _, frontend in sorted(held.items())]
-            rules += [f"-d {address} -j TIMONEL-REFUSE" for address in sorted(self._cluster_ips.get(chain, ()))]
-            return rules or None
-        number, protocol = f"0x{rest[0]}", rest[1]
-        if kind == "G":
-            return self._group_rules(number, protocol) if self._leaders[number, protocol] > 0 else None
-        frontend = Frontend(None, protocol, 0, number)
-        if self._users[number, protocol] <= 0:
-            return None
-        if kind == "R":
-            return self._range_rules(frontend) if frontend.is_restricted else None
-        return self._local_rules(frontend) if frontend.is_local else None
-
-    def _range_rules(self, frontend: Frontend) -> list[str]:
-        next_chain = _chain_of_local(frontend) if frontend.is_local else _chain_of_group(frontend)
-        networks = sorted(self._view.source_ranges.get(frontend.mark, ()))
-        return [*(f"-s {network} -j {next_chain}" for network in networks), "-j TIMONEL-DROP"]
-
-    def _local_rules(self, frontend: Frontend) -> list[str]:
-        rules = []
-        if inner := self._view.to_cluster.get(frontend.mark):
-            # From here, or from a container here, an external address is as good as the cluster IP.
-            chain = f"TIMONEL-G-{inner[2:]}-{frontend.protocol}"
-            rules = [f"-s {network} -j {chain}" for network in sorted(self._view.sets["pod_cidrs"])]
-            rules.append(f"-m addrtype --src-type LOCAL -j {chain}")
-        return [*rules, f"-j {_chain_of_group(frontend)}"]
-
-    def _group_rules(self, number: str, protocol: str) -> list[str]:
-        group = self._view.group(number)
-        if not group.endpoints:
-            return ["-j TIMONEL-REFUSE" if group.verdict == "refuse" else "-j TIMONEL-DROP"]
-        rules = [f"-j MARK --set-xmark {_MARK}", f"-j CONNMARK --set-xmark {number}/0xffffffff"]
-        drawn = []
-        weights = Counter(group.endpoints)
-        left = sum(weights.values())
-        for endpoint in dict.fromkeys((*weights, *(group.kept if group.affinity_s is not None else ()))):
-            address, port = endpoint
-            target = f"{address}:{port}" if self.family is IPV4 else f"[{address}]:{port}"
-            remember = ""
-            if group.affinity_s is not None:
-                clients = f"--name {self.family.recent}-{number[2:]}-{address}-{port} --rsource"
-                remember = f"-m recent --set {clients} "
-                again = f"-m recent --update --seconds {group.affinity_s} --reap {clients}"
-                rules.append(f"-p {protocol} {again} -j DNAT --to-destination {target}")
-            if weight := weights[endpoint]:
-                share = f"-m statistic --mode random --probability {weight / left:.11f} " if weight < left else ""
-                drawn.append(f"-p {protocol} {share}{remember}-j DNAT --to-destination {target}")
-                left -= weight
-        return rules + drawn
-
-    def _fixed_rules(self, chain: str) -> list[str]:
-        if chain == _SERVICES:
-            wanted = {c for held in (self._frontends, self._cluster_ips) for c, inside in held.items() if inside}
-            asked = sorted(c for c in wanted if c.startswith("TIMONEL-IP-"))
-            rules = [f"-d {self.family.last_byte.format(int(c[-2:], 16))} -j {c}" for c in asked]
-            return [*rules, f"-m addrtype --dst-type LOCAL -j {_NODE_PORTS}"]
-        if chain == _NODE_PORTS:
-            closed = [*self.family.without_node_ports, *sorted(self._view.sets["without_node_ports"])]
-            rules = [f"-d {network} -j RETURN" for network in closed]
-            for asking in sorted(c for c, inside in self._frontends.items() if inside and "-PORT-" in c):
-                _, _, protocol, first = asking.split("-")
-                rules.append(f"-p {protocol} -m {protocol} --dport {first}:{int(first) + 255} -j {asking}")
-            return rules
-        if chain in ("TIMONEL-REFUSE", "TIMONEL-DROP"):
-            mark = _TO_REFUSE if chain == "TIMONEL-REFUSE" else _TO_DROP
-            return [f"-j CONNMARK --set-xmark {mark}/0xffffffff", "-j ACCEPT"]
-        if chain == _LINKS:
-            # Out by the link it came in: the reply would take the short way and miss the translation.
-            return [f'-i "{link}" -o "{link}" -j MASQUERADE --random-fully' for link in sorted(self.links)]
-        if chain == _LOCAL:
-            rules = []
-            for address in sorted(self._view.sets["local_endpoints"]):
-                # A container that reaches itself; by the link alone this is not seen where bridged packets come here.
-                rules.append(f"-s {address} -d {address} -j MASQUERADE --random-fully")
-                rules.append(f"-d {address} -j RETURN")
-            return [*rules, "-m addrtype ! --src-type LOCAL --limit-iface-out -j MASQUERADE --random-fully"]
-        hidden = sorted(self._view.sets["masquerade_all"])
-        return [
-            f"-m mark ! --mark {_MARK} -j RETURN",
-            "-j MARK --set-xmark 0x4000/0x0",
-            # From the host to itself: nothing to translate, and by that link its own address does not look local.
-            "-o lo -j RETURN",
-            *(f"-m conntrack --ctorigdst {network} -j MASQUERADE --random-fully" for network in hidden),
-            f"-j {_LINKS}",
-            f"-j {_LOCAL}",
-        ]
-
-
-_SERVICES, _NODE_PORTS, _LINKS, _LOCAL = "TIMONEL-SERVICES", "TIMONEL-NODEPORTS", "TIMONEL-LINKS", "TIMONEL-LOCAL"
-_POSTROUTING, _FILTER, _GENERATION = "TIMONEL-POSTROUTING", "TIMONEL-FILTER", "TIMONEL-GENERATION"
-_FIXED = (_SERVICES, _NODE_PORTS, "TIMONEL-REFUSE", "TIMONEL-DROP", _LINKS, _LOCAL, _POSTROUTING)
-# table -> the rules in chains that are not ours
-_JUMPS = {
-    "nat": (f"PREROUTING -j {_SERVICES}", f"OUTPUT -j {_SERVICES}", f"POSTROUTING -j {_POSTROUTING}"),
-    "filter": tuple(f"{c} -m conntrack --ctstate NEW -j {_FILTER}" for c in ("INPUT", "FORWARD", "OUTPUT")),
-}
-
-
-def _of_address(address: str) -> str:
-    last = int(address.rpartition(".")[2]) if "." in address and ":" not in address else int(IPv6Address(address)) & 255
-    return f"TIMONEL-IP-{last:02x}"
-
-
-def _asking(frontend: Frontend) -> str:
-    """The chain that asks for a frontend: by the last byte of its address, or the 256 ports around it."""
-    if frontend.address is None:
-        return f"TIMONEL-PORT-{frontend.protocol}-{frontend.port & ~255}"
-    return _of_address(frontend.address)
-
-
-def _match(frontend: Frontend) -> str:
-    address = f"-d {frontend.address} " if frontend.address is not None else ""
-    return f"{address}-p {frontend.protocol} -m {frontend.protocol} --dport {frontend.port}"
-
-
-def _chain_of_group(frontend: Frontend) -> str:
-    return f"TIMONEL-G-{frontend.group[2:]}-{frontend.protocol}"
-
-
-def _chain_of_local(frontend: Frontend) -> str:
-    return f"TIMONEL-L-{frontend.mark[2:]}-{frontend.protocol}"
-
-
-def _entry(frontend: Frontend) -> str:
-    """Where a frontend leads."""
-    if frontend.is_restricted:
-        return f"TIMONEL-R-{frontend.mark[2:]}-{frontend.protocol}"
-    return _chain_of_local(frontend) if frontend.is_local else _chain_of_group(frontend)
-
-
-@cache
-def _spelling(driver: str) -> int:
-    """Other rules for the same elements are another generation: a newer agent refills."""
-    family = FAMILIES[driver]
-    rules = Chains(family, _sample(family, "aff_10_2"), {"lo"}).all()
-    text = json.dumps([rules, _filter_rules(family), _JUMPS])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
-
-
-# Transactions
-
-
-def _filter_rules(family: Family) -> list[str]:
-    return [
-        f"-m connmark --mark {_TO_DROP} -j DROP",
-        f"-p tcp -m connmark --mark {_TO_REFUSE} -j REJECT --reject-with tcp-reset",
-        f"-m connmark --mark {_TO_REFUSE} -j REJECT --reject-with {family.unreachable}",
-    ]
-
-
-def _fill(chains: Chains) -> dict[str, list[str] | None]:
-    return {**chains.all(), _GENERATION: _generation_rules(chains)}
-
-
-def _generation_rules(chains: Chains) -> list[str]:
-    return [f"-m comment --comment {chains.generation}"]
-
-
-def _script(table: str, chains: Mapping[str, list[str] | None], commands: Iterable[str] = ()) -> str:
-    """One transaction that makes chains exactly these (None: takes them away); commands: before that, in our chains or not."""
-    lines = [f"*{table}", *(f":{chain} - [0:0]" for chain in chains), *commands]
-    lines += [f"-A {chain} {rule}" for chain, rules in chains.items() for rule in rules or ()]
-    lines += [f"-X {chain}" for chain, rules in chains.items() if rules is None]
-    return "\n".join([*lines, "COMMIT", ""])
-
-
-def _whole(chains: Chains) -> str:
-    """Everything, for an empty kernel."""
-    filters = _script("filter", {_FILTER: _filter_rules(chains.family)}, (f"-I {jump}" for jump in _JUMPS["filter"]))
-    return filters + _script("nat", _fill(chains), (f"-I {jump}" for jump in _JUMPS["nat"]))
 
 
 @dataclass(frozen=True)
@@ -581,15 +237,15 @@ class Rules:
                 continue
             if chains is None:
                 raise Refused("IptablesFailed", f"cannot change the rules of {family.ip}tables: they are unknown")
-            old = _generation_rules(chains)[0]
+            old = generation_rules(chains)[0]
             rewritten = chains.follow(change)
-            new = _generation_rules(chains)[0]
+            new = generation_rules(chains)[0]
             # From here on what is known is true only if the transaction is done.
             del self._known[driver]
-            commands = (f"-D {_GENERATION} {old}", f"-A {_GENERATION} {new}")
-            self._send(family, _script("nat", rewritten, commands))
+            commands = (f"-D {GENERATION} {old}", f"-A {GENERATION} {new}")
+            self._send(family, script_of("nat", rewritten, commands))
             self._known[driver] = chains
-            self._forget([(driver, "nat", chain) for chain in (*rewritten, _GENERATION)])
+            self._forget([(driver, "nat", chain) for chain in (*rewritten, GENERATION)])
 
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make the chains exactly these, in one transaction for each family and table. O(everything)."""
@@ -619,10 +275,10 @@ class Rules:
         self._note_tables(self._backend, family, there)
         chains = Chains(family, elements, self._links)
         self._known.pop(family.driver, None)
-        for table, wanted in (("filter", {_FILTER: _filter_rules(family)}), ("nat", _fill(chains))):
+        for table, wanted in (("filter", {FILTER: filter_rules(family)}), ("nat", fill(chains))):
             stale = {chain: None for of, chain in there.chains if of == table and chain not in wanted}
-            commands = _jump_commands(there.jumps.get(table, []), _JUMPS[table])
-            self._send(family, _script(table, {**stale, **wanted}, commands))
+            commands = _jump_commands(there.jumps.get(table, []), JUMPS[table])
+            self._send(family, script_of(table, {**stale, **wanted}, commands))
         self._known[family.driver] = chains
         self._forget([key for key in self._seen if key[0] == family.driver])
 
@@ -632,8 +288,8 @@ class Rules:
         if links == self._links:
             return False
         for driver, chains in self._known.items():
-            self._send(chains.family, _script("nat", chains.follow_links(links)))
-            self._forget([(driver, "nat", _LINKS)])
+            self._send(chains.family, script_of("nat", chains.follow_links(links)))
+            self._forget([(driver, "nat", LINKS)])
         self._links = links
         return True
 
@@ -647,7 +303,7 @@ class Rules:
         for driver, family in FAMILIES.items():
             held = elements.get(driver) or {}
             if backend is not None and (held or family is IPV4):
-                script = _whole(Chains(family, held, links))
+                script = whole(Chains(family, held, links))
                 if why := _objection(backend, family, script, self.timeout_s + len(script) / 1e5):
                     return why
         return ""
@@ -691,7 +347,7 @@ class Rules:
             began = time.monotonic()
             for chains in self._known.values():
                 if not self._has_generation(chains):
-                    return _said(chains.family, [_GENERATION])
+                    return _said(chains.family, [GENERATION])
             self._generations.note(began)
         return self._look() if self._comparisons.is_due() else ""
 
@@ -724,7 +380,7 @@ class Rules:
 
     def _has_generation(self, chains: Chains) -> bool:
         assert self._backend is not None
-        command = [self._backend.tool(chains.family), "-w", "-t", "nat", "-S", _GENERATION]
+        command = [self._backend.tool(chains.family), "-w", "-t", "nat", "-S", GENERATION]
         done = process.run(command, timeout_s=self.timeout_s, reason="IptablesTimeout")
         return not done.returncode and chains.generation in done.stdout
 
@@ -751,7 +407,7 @@ class Rules:
                 _run(
                     backend,
                     family,
-                    _script(table, gone, _jump_commands(there.jumps.get(table, []), ())),
+                    script_of(table, gone, _jump_commands(there.jumps.get(table, []), ())),
                     timeout_s=self.timeout_s,
                 )
         if backend.kind == "nft" and process.find("nft") is not None:
@@ -769,7 +425,7 @@ class Rules:
 
     def _note_tables(self, backend: Backend, family: Family, there: Listing) -> None:
         """Note the tables that are about to be made: they go with the chains. The legacy ones stay, the kernel keeps them."""
-        new = {f"{family.ip} {table}" for table in _JUMPS if table not in there.tables}
+        new = {f"{family.ip} {table}" for table in JUMPS if table not in there.tables}
         if backend.kind == "legacy" or not new:
             return
         files.replace(self._file, json.dumps(sorted(self._made_tables() | new)))
@@ -785,7 +441,7 @@ def _take_off_by_nft() -> None:
     """Where iptables has gone: to nft its chains are chains, whatever is in them. Raises AgentError IptablesTimeout."""
     lines: list[str] = []
     for family in FAMILIES.values():
-        for table in (f"{family.ip} {name}" for name in _JUMPS) if process.find("nft") else ():
+        for table in (f"{family.ip} {name}" for name in JUMPS) if process.find("nft") else ():
             listed = process.run(["nft", "-a", "list", "table", *table.split()], reason="IptablesTimeout").stdout
             chain, chains = "", []
             for line in listed.splitlines():
@@ -820,16 +476,16 @@ def _are_jumps(there: Iterable[str], wanted: Iterable[str]) -> bool:
 def _differences(there: Listing, chains: Chains, has_links: bool = True) -> list[str]:
     """The chains that have another number of rules than they should, and the generation when it is another one."""
     sizes = {("nat", chain): size for chain, size in chains.sizes.items()}
-    sizes |= {("nat", _GENERATION): 1, ("filter", _FILTER): len(_filter_rules(chains.family))}
+    sizes |= {("nat", GENERATION): 1, ("filter", FILTER): len(filter_rules(chains.family))}
     found = {key: len(rules) for key, rules in there.chains.items()}
-    if not has_links and ("nat", _LINKS) in found:
-        found["nat", _LINKS] = sizes["nat", _LINKS]
+    if not has_links and ("nat", LINKS) in found:
+        found["nat", LINKS] = sizes["nat", LINKS]
     different = [
         chain for table, chain in sizes.keys() | found.keys() if sizes.get((table, chain)) != found.get((table, chain))
     ]
-    if chains.generation not in "".join(there.chains.get(("nat", _GENERATION), [])):
-        different.append(_GENERATION)
-    different += [table for table, jumps in _JUMPS.items() if not _are_jumps(there.jumps.get(table, []), jumps)]
+    if chains.generation not in "".join(there.chains.get(("nat", GENERATION), [])):
+        different.append(GENERATION)
+    different += [table for table, jumps in JUMPS.items() if not _are_jumps(there.jumps.get(table, []), jumps)]
     return different
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agents.chains import FAMILIES
 from agents.errors import Refused
-from agents.iptables import FAMILIES, Rules
+from agents.iptables import Rules
 from agents.pace import Pace
 from agents.state import Change
 from tests.agents.test_iptables_chains import GROUPS, elements

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from agents import iptables
-from agents.iptables import FAMILIES, IPV4, IPV6, Backend, Chains, Family, Listing
+from agents.chains import FAMILIES, IPV4, IPV6, Chains, Family, whole
+from agents.iptables import Backend, Listing
 from agents.state import Change
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -74,7 +75,7 @@ def test_what_iptables_save_lists(kind: str, family: Family, request: pytest.Fix
     """The way from an address to an endpoint, by rules and chains; the same in both backends."""
     backend = Backend(kind, f"-{kind}", "")
     load, save = backend.tool(family, "-restore"), backend.tool(family, "-save")
-    script = iptables._whole(Chains(family, elements(family), {"eth0"}))
+    script = whole(Chains(family, elements(family), {"eth0"}))
     listed = in_an_empty_network("sh", "-c", f"{load} && {save} -t filter && {save} -t nat", text=script)
     lines = [re.sub(r" \[0:0\]$", "", line) for line in listed.splitlines() if not line.startswith("#")]
     text = "".join(f"{line}\n" for line in lines)

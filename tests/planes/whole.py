@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from agents import host, iptables, ipvs, nftables, ruleset, userspace
+from agents.chains import FAMILIES
 from agents.node import DIRECTORY, RUN_DIRECTORY
 from agents.state import Elements, Refusal, State, apply
 
@@ -68,7 +69,7 @@ def refill(kind: str, elements: Elements, links: Iterable[str]) -> None:
 def rules_of(backend: iptables.Backend) -> set[str]:
     """Ours, each with its place in its chain."""
     found, places = set(), dict[str, int]()
-    for family in iptables.FAMILIES.values():
+    for family in FAMILIES.values():
         for line in iptables.save(backend, family).splitlines():
             if line.startswith("-A TIMONEL-") or re.search("-[jg] TIMONEL-", line):
                 chain = f"{family.ip} {line.split()[1]}"
