@@ -287,9 +287,9 @@ class Redirecting(ruleset.Family):
         to_haproxy = ("", ("meta l4proto tcp redirect to :ct mark map @listeners", "drop"))
         return {"to_haproxy": to_haproxy, **chains, **self.guards}
 
-    def guarded(self, ports: Ports) -> dict[str, str]:
-        """The elements that keep everybody off the listeners who was not redirected."""
-        found = {f"guarded tcp . {one.port}": "" for one in ports.tcp if one.version == self.version}
+    def guarded(self, ports: Ports, left: Iterable[Listener] = ()) -> dict[str, str]:
+        """The elements that keep everybody off the listeners who was not redirected. left: those that are about to be spare."""
+        found = {f"guarded tcp . {one.port}": "" for one in {*ports.tcp, *left} if one.version == self.version}
         for (address, _), port in ports.udp.items():
             if (":" in address) == (self.version == 6):
                 found[f"guarded udp . {port}"] = ""
@@ -487,9 +487,9 @@ class Userspace:
         left = self._prepare({**dict.fromkeys(self._ports.listeners), **state.served}, None)
         for family in FAMILIES.values():
             family.rules.clear()
-        self._tables.refill(state.elements(self._served, self._ports), ())
-        self._be_known(state)
+        self._tables.refill(state.elements(self._served, self._ports, left), ())
         self._finish(left)
+        self._be_known(state)
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """Go on with what another process left for these elements."""
@@ -600,7 +600,7 @@ class Userspace:
                 "".join(_guard_script(family, ports) for family in self._families()), self._tables.timeout_s
             )
         elif news.has_tcp or news.has_udp:
-            self._guard(passed)
+            self._guard(passed, left.values())
         # What a group leaves serves it until the tables lead elsewhere.
         still = {listener: self._served[key].servers for key, listener in left.items() if key in self._served}
         if news.has_tcp or is_whole:
@@ -633,9 +633,9 @@ class Userspace:
                 found[self._ports.listeners[key]] = one.servers
         return found
 
-    def _guard(self, passed: dict[str, Change]) -> None:
+    def _guard(self, passed: dict[str, Change], left: Iterable[Listener]) -> None:
         """Keep everybody off the listeners that are about to be, and with the change that follows off those only."""
-        wanted = {driver: FAMILIES[driver].guarded(self._ports).keys() for driver in self._guarded}
+        wanted = {driver: FAMILIES[driver].guarded(self._ports, left).keys() for driver in self._guarded}
         self._tables.commit(
             {driver: Change({}, dict.fromkeys(held - self._guarded[driver], "")) for driver, held in wanted.items()}
         )
@@ -689,9 +689,11 @@ class _State:
             for key, one in self.served.items()
         )
 
-    def elements(self, served: Mapping[GroupKey, Served], ports: Ports) -> dict[str, dict[str, str]]:
-        """Driver -> all elements of its table."""
-        found = {driver: {**held, **FAMILIES[driver].guarded(ports)} for driver, held in self._passed.items()}
+    def elements(
+        self, served: Mapping[GroupKey, Served], ports: Ports, left: Iterable[Listener] = ()
+    ) -> dict[str, dict[str, str]]:
+        """Driver -> all elements of its table. left: listeners that are about to be spare."""
+        found = {driver: {**held, **FAMILIES[driver].guarded(ports, left)} for driver, held in self._passed.items()}
         for key, one in served.items():
             found[key[0]] |= one.elements(key, FAMILIES[key[0]], ports)
         return found

@@ -57,7 +57,7 @@ class Scenarios:
         """Every scenario ends with it."""
         yield
         found = world.unlike_a_refill()
-        assert not found, found
+        assert found == [], found
 
     def test_every_row_of_the_table(self, world: World) -> None:
         world.send(**SERVICES)

@@ -1,6 +1,7 @@
 """Whether a node holds what one refill of everything would make, however it got there; run on the node.
 
-Standard input: {"mode": …, "owners": as pushed, "rejected": names of owners}. Prints what differs, a line each.
+A line of standard input is {"mode": …, "owners": as pushed, "rejected": names of owners}, a line of the output a list of what
+differs.
 """
 
 import json
@@ -82,14 +83,15 @@ LOOKS = {"nftables": in_nftables, "userspace": in_userspace, "ipvs": in_ipvs, "i
 
 
 def main() -> None:
-    given = json.load(sys.stdin)
     if sys.argv[1:] == ["refill"]:
-        refill(*given)
+        refill(*json.load(sys.stdin))
         return
-    barred = {name: Refusal("Rejected", "as the agent said") for name in given["rejected"]}
-    state, _ = apply(State(), 1, None, given["owners"], barred)
-    elements = {driver: state.elements(driver) for driver in (*ruleset.FAMILIES, ipvs.DRIVER)}
-    print("\n".join(LOOKS[given["mode"]](elements)), end="")
+    for line in sys.stdin:
+        given = json.loads(line)
+        barred = {name: Refusal("Rejected", "as the agent said") for name in given["rejected"]}
+        state, _ = apply(State(), 1, None, given["owners"], barred)
+        elements = {driver: state.elements(driver) for driver in (*ruleset.FAMILIES, ipvs.DRIVER)}
+        print(json.dumps(LOOKS[given["mode"]](elements)), flush=True)
 
 
 if __name__ == "__main__":

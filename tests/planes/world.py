@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,7 @@ class World:
     def __init__(self, mode: str) -> None:
         self.mode = mode
         self.lab = Lab(nodes=1, containers=2)
+        self._looking: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "World":
         self.lab.__enter__()
@@ -102,8 +104,10 @@ class World:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.agent.process.kill()
-        self.agent.process.wait()
+        for process in (self.agent.process, self._looking):
+            if process is not None:
+                process.kill()
+                process.wait()
         self.lab.close()
 
     def own(self, place: str, version: int) -> str:
@@ -146,11 +150,18 @@ class World:
     def expected_digest(self) -> str:
         return digest(self.held)
 
-    def unlike_a_refill(self) -> str:
-        """What the node holds other than one refill of everything would make, a line each."""
+    def unlike_a_refill(self) -> list[str]:
+        """What the node holds other than one refill of everything would make."""
+        if self._looking is None:
+            command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.planes.whole"]
+            self._looking = subprocess.Popen(
+                self.node.inside(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+        assert self._looking.stdin is not None
+        assert self._looking.stdout is not None
         given = {"mode": self.serving["mode"], "owners": self.held, "rejected": list(self.rejected)}
-        command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.planes.whole"]
-        return self.node.run(command, input=json.dumps(given)).stdout
+        print(json.dumps(given), file=self._looking.stdin, flush=True)
+        return list(json.loads(self._looking.stdout.readline()))
 
     def _apply(self, owners: dict[str, list[list[str]]], since: int | None) -> None:
         revision = next(self._revisions)
