@@ -42,6 +42,8 @@ def _complaint(said: str, script: str) -> str:
 
 # In the kernel
 
+_FEW = 4  # changes of one part in so many of a table are worth being told from the rest
+
 
 @dataclass
 class _Known:
@@ -172,9 +174,13 @@ class Tables:
         self._learn(self._known)
 
     def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        script = ruleset.refill_script(family, elements, links, netlink.table_chains(family.ip, family.name))
+        there = netlink.table_chains(family.ip, family.name)
+        with contextlib.suppress(NftRefused):  # somebody changes it meanwhile, or its sets are of other types
+            if there and (script := self._mending(family, elements, links, there)):
+                self._send(script)
+                return
         try:
-            self._send(script)
+            self._send(ruleset.refill_script(family, elements, links, there))
         except NftRefused as err:
             if "Message too long" in err.message:  # a netlink socket of an unprivileged user namespace
                 for part in ruleset.refill_parts(family, elements, links):
@@ -183,6 +189,20 @@ class Tables:
             # A table of this name with sets of other types. Nothing less than a new one helps.
             script = ruleset.refill_script(family, elements, links)
             self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
+
+    @staticmethod
+    def _mending(family: Family, elements: Mapping[str, str], links: Iterable[str], there: Iterable[str]) -> str:
+        """A transaction that changes only what is wrong, "" when that is too much: to read it takes less than to write it."""
+        missing, wrong = ruleset.contents(family, elements, links), {}
+        for name in family.sets.keys() - {"generation"}:
+            for key, value in readback.elements(family.ip, family.name, name):
+                if missing.get(key) == value:
+                    del missing[key]
+                else:
+                    wrong[key] = value
+        if len(missing) + len(wrong) > max(len(elements) // _FEW, _FEW):
+            return ""
+        return ruleset.mend_script(family, elements, wrong, missing, there)
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """Why nft or the kernel would not take exactly these, "" when they would; nothing is changed. O(elements)."""
@@ -278,6 +298,7 @@ class Tables:
                 break
             now = netlink.ruleset_generation()
         self._looks.note(began)
+        process.give_memory_back()
         if texts:
             return f"somebody changed {' and '.join(texts)}"
         self._looked_at = now

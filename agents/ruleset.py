@@ -55,10 +55,10 @@ CONTAINERS = (
     "masquerade_all",
 )
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_PORT = r"(?:[1-9][0-9]{0,4})"
-_PROTOCOL = r"(?:tcp|udp|sctp)"
+_PORT = r"([1-9][0-9]{0,4})"
+_PROTOCOL = r"(tcp|udp|sctp)"
 _ID = r"0x0[0-9a-f]{7}"
-_SLOT = r"(?:0|[1-9][0-9]{0,9})"
+_SLOT = r"(0|[1-9][0-9]{0,9})"
 
 
 @dataclass(frozen=True)
@@ -147,25 +147,21 @@ class Family:
         return int.from_bytes(hashlib.sha256(skeleton(self).encode()).digest()[:16], "big")
 
     @cached_property
-    def resource(self) -> re.Pattern[str]:
-        """Every exact form of a resource, "key\\0value"."""
-        return re.compile(
-            rf"""(?:
-            (?P<frontends>frontends[ ](?P<fip>{self.address})[ ]\.[ ](?P<fproto>{_PROTOCOL})[ ]\.[ ](?P<fport>{_PORT})
-                \0(?P<fmark>0x[0246][0-9a-f]{{7}}))
-            |(?P<nodeports>nodeports[ ](?P<nkey>{_PROTOCOL}[ ]\.[ ](?P<nport>{_PORT}))\0(?P<nmark>0x[04][0-9a-f]{{7}}))
-            |(?P<slots>slots[ ](?P<smark>{_ID})[ ]\.[ ](?P<slot>{_SLOT})\0(?P<sip>{self.address})[ ]\.[ ](?P<sport>{_PORT}))
-            |(?P<pick>pick[ ](?P<pmark>{_ID})[ ]\.[ ](?P<index>{_SLOT})\0(?P<picked>{_SLOT}))
-            |(?P<groups>groups[ ](?P<gmark>{_ID})
-                \0(?P<verdict>goto[ ](?:lb_|hash_|aff_(?P<timeout>[1-9][0-9]{{0,4}})_)(?P<count>[1-9][0-9]{{0,4}})
-                |goto[ ]refuse|drop))
-            |(?P<to_cluster>to_cluster[ ](?P<lmark>0x[46][0-9a-f]{{7}})\0(?P<cmark>{_ID}))
-            |(?P<addresses>(?P<container>cluster_ips|local_endpoints)[ ](?P<aip>{self.address})\0)
-            |(?P<networks>(?P<of>pod_cidrs|without_node_ports|masquerade_all)[ ](?P<cidr>{self.address}/[0-9]{{1,3}})\0)
-            |(?P<source_ranges>source_ranges[ ](?P<rmark>0x[26][0-9a-f]{{7}})[ ]\.[ ](?P<source>{self.address}/[0-9]{{1,3}})\0)
-            )""",
-            re.VERBOSE,
-        )
+    def forms(self) -> dict[str, re.Pattern[str]]:
+        """Container -> the exact form of its resources, "key\\0value"."""
+        address, networks = f"({self.address})", f"({self.address}/[0-9]{{1,3}})"
+        texts = {
+            "frontends": rf"frontends {address} \. {_PROTOCOL} \. {_PORT}\0(0x[0246][0-9a-f]{{7}})",
+            "nodeports": rf"nodeports {_PROTOCOL} \. {_PORT}\0(0x[04][0-9a-f]{{7}})",
+            "slots": rf"slots ({_ID}) \. {_SLOT}\0{address} \. {_PORT}",
+            "pick": rf"pick ({_ID}) \. {_SLOT}\0{_SLOT}",
+            "groups": rf"groups ({_ID})\0(goto (?:lb_|hash_|aff_([1-9][0-9]{{0,4}})_)([1-9][0-9]{{0,4}})|goto refuse|drop)",
+            "to_cluster": rf"to_cluster (0x[46][0-9a-f]{{7}})\0({_ID})",
+            "source_ranges": rf"source_ranges (0x[26][0-9a-f]{{7}}) \. {networks}\0",
+            **{name: rf"{name} {address}\0" for name in ("cluster_ips", "local_endpoints")},
+            **{name: rf"{name} {networks}\0" for name in ("pod_cidrs", "without_node_ports", "masquerade_all")},
+        }
+        return {name: re.compile(text) for name, text in texts.items()}
 
 
 IPV4 = Family(
@@ -339,41 +335,43 @@ def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
 
     Raises InvalidResource for anything but the exact forms of the contract: no other text reaches nft.
     """
-    match = family.resource.fullmatch(f"{key}\0{value}")
-    kind = match.lastgroup if match else None
+    container, _, element = key.partition(" ")
+    form = family.forms.get(container)
+    match = form.fullmatch(f"{key}\0{value}") if form else None
     if match is None:
         pass
-    elif match["slots"]:
-        if (
-            _is_address(family, match["sip"])
-            and _NO_SLOT <= int(match["slot"]) < _ROOT_SLOT
-            and _is_port(match["sport"])
-        ):
-            return "slots", f"{match['smark']} . {_classid(match['slot'])}", f"{match['sip']} . {match['sport']}"
-    elif match["frontends"]:
-        if _is_address(family, match["fip"]) and _is_port(match["fport"]) and _names_group(match["fmark"]):
-            return "frontends", f"{match['fip']} . {match['fproto']} . {match['fport']}", match["fmark"]
-    elif match["addresses"]:
-        if _is_address(family, match["aip"]):
-            return match["container"], match["aip"], ""
-    elif match["groups"]:
-        numbers_fit = int(match["count"] or 1) <= MAX_ENDPOINTS and int(match["timeout"] or 1) <= MAX_TIMEOUT_S
-        if _names_group(match["gmark"]) and numbers_fit:
-            return "groups", match["gmark"], match["verdict"]
-    elif match["nodeports"]:
-        if _is_port(match["nport"]) and _names_group(match["nmark"]):
-            return "nodeports", match["nkey"], match["nmark"]
-    elif match["pick"]:
-        if int(match["index"]) < MAX_ENDPOINTS and _NO_SLOT < int(match["picked"]) < _ROOT_SLOT:
-            return "pick", f"{match['pmark']} . {_classid(match['index'])}", _classid(match["picked"])
-    elif match["to_cluster"]:
-        if _names_group(match["lmark"]) and _names_group(match["cmark"]):
-            return "to_cluster", match["lmark"], match["cmark"]
-    elif match["networks"] and _is_network(family, match["cidr"]):
-        return match["of"], match["cidr"], ""
-    elif match["source_ranges"] and _names_group(match["rmark"]) and _is_network(family, match["source"]):
-        return "source_ranges", f"{match['rmark']} . {match['source']}", ""
-    why = f" ({kind}): not a canonical address, or a number out of range" if kind else ""
+    elif container == "slots":
+        mark, slot, address, port = match.groups()
+        if _is_address(family, address) and int(slot) < _ROOT_SLOT and _is_port(port):
+            return container, f"{mark} . {_classid(slot)}", value
+    elif container == "frontends":
+        address, _, port, mark = match.groups()
+        if _is_address(family, address) and _is_port(port) and _names_group(mark):
+            return container, element, value
+    elif container in ("cluster_ips", "local_endpoints"):
+        if _is_address(family, match[1]):
+            return container, element, value
+    elif container == "groups":
+        group, _, timeout, count = match.groups()
+        if _names_group(group) and int(count or 1) <= MAX_ENDPOINTS and int(timeout or 1) <= MAX_TIMEOUT_S:
+            return container, element, value
+    elif container == "nodeports":
+        _, port, mark = match.groups()
+        if _is_port(port) and _names_group(mark):
+            return container, element, value
+    elif container == "pick":
+        mark, index, picked = match.groups()
+        if int(index) < MAX_ENDPOINTS and _NO_SLOT < int(picked) < _ROOT_SLOT:
+            return container, f"{mark} . {_classid(index)}", _classid(picked)
+    elif container == "to_cluster":
+        if _names_group(match[1]) and _names_group(match[2]):
+            return container, element, value
+    elif container == "source_ranges":
+        if _names_group(match[1]) and _is_network(family, match[2]):
+            return container, element, value
+    elif _is_network(family, match[1]):
+        return container, element, value
+    why = f" ({container}): not a canonical address, or a number out of range" if match else ""
     raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}{why}")
 
 
@@ -427,12 +425,8 @@ def elements_sum(elements: Mapping[str, str]) -> int:
 def sums_of(family: Family, elements: Mapping[str, str]) -> dict[str, int]:
     """Set or map -> `elements_sum` of what it holds, of derived sets too."""
     parts: dict[str, dict[str, str]] = {}
-    for key, value in elements.items():
-        container, _, element = key.partition(" ")
-        parts.setdefault(container, {})[key] = value
-        if container in family.derived:
-            name, spelled = family.derived[container]
-            parts.setdefault(name, {})[f"{name} {spelled.format(element)}"] = ""
+    for key, value in contents(family, elements, ()).items():
+        parts.setdefault(key.partition(" ")[0], {})[key] = value
     return {name: elements_sum(part) for name, part in parts.items()}
 
 
@@ -479,14 +473,61 @@ def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[s
     with affinity are the same afterwards.
     """
     shared = family.chains_of(elements)
-    stale = sorted(set(there) - family.chains(shared).keys())
     lines = [skeleton(family, shared)]
     lines += [f"flush {text.split()[0]} {family.table} {name}" for name, text in family.sets.items()]
-    lines += [f"{verb} chain {family.table} {name}" for verb in ("flush", "delete") for name in stale]
+    lines += _without_others(family, shared, there)
     lines += _element_commands(family, "add", elements)
     lines += link_commands(family, "add", links)
     lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
     return "\n".join(lines) + "\n"
+
+
+def contents(family: Family, elements: Mapping[str, str], links: Iterable[str]) -> dict[str, str]:
+    """What all sets and maps hold for these elements, but for the generation, as agents/readback.py reads it."""
+    found = dict(elements)
+    for key in elements:
+        container, _, element = key.partition(" ")
+        if container in family.derived:
+            name, spelled = family.derived[container]
+            found[f"{name} {spelled.format(element)}"] = ""
+    return found | ({f"same_link {name} . {name}": "" for name in links} if "same_link" in family.sets else {})
+
+
+def mend_script(
+    family: Family,
+    elements: Mapping[str, str],
+    deletes: Mapping[str, str],
+    adds: Mapping[str, str],
+    there: Iterable[str],
+) -> str:
+    """The same as `refill_script` for a table that holds nearly these elements: deletes and adds are of its `contents`."""
+    shared = family.chains_of(elements)
+    lines = [skeleton(family, shared), *_plain_commands(family, "delete", deletes)]
+    lines += _without_others(family, shared, there)
+    lines += _plain_commands(family, "add", adds)
+    lines.append(f"flush set {family.table} generation")
+    lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _without_others(family: Family, shared: Iterable[str], there: Iterable[str]) -> list[str]:
+    stale = sorted(set(there) - family.chains(shared).keys())
+    return [f"{verb} chain {family.table} {name}" for verb in ("flush", "delete") for name in stale]
+
+
+def _plain_commands(family: Family, verb: str, held: Mapping[str, str]) -> list[str]:
+    """The commands for what was read back or belongs there, derived or not."""
+    texts: dict[str, list[str]] = {}
+    for key, value in held.items():
+        container, _, element = key.partition(" ")
+        data = value
+        if container in ("slots", "pick"):
+            mark, _, number = element.partition(" . ")
+            element, data = f"{mark} . {_classid(number)}", _classid(value) if container == "pick" else value
+        elif container == "same_link":
+            element = " . ".join(f'"{name}"' for name in element.split(" . "))
+        texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
+    return [f"{verb} element {family.table} {name} {{ {', '.join(texts[name])} }}" for name in texts]
 
 
 def _chain_commands(family: Family, name: str) -> list[str]:
