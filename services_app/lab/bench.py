@@ -27,7 +27,8 @@ PRESENT = 10_000
 WATCHERS, WATCHED_CHANGES = 1000, 50
 SIMULATED_NODES, LOADS = 500, 100
 REST_S = 3.0  # until an agent rests after a push
-MODES = ("nftables",)  # in which connections are measured
+MODES = ("nftables", "iptables")  # in which connections are measured among PRESENT Services
+PROXIED = 1000  # Services of mode userspace: it is for no more
 FANOUT_NODES, FANOUT_CHANGES = 200, 50
 SIMULATED = 5000  # nodes
 
@@ -139,8 +140,18 @@ def one_node(cluster: Cluster, say: Say) -> list[Figure]:
         for mode in MODES:
             say(f"connections in mode {mode}")
             held.serve_by(mode)
-            figures += _connections(cluster, mode, say)
+            figures += _connections(cluster, mode, PRESENT, say)
     return figures
+
+
+def proxied(cluster: Cluster, say: Say) -> list[Figure]:
+    """One node: connections among 1,000 Services with ten endpoints in mode userspace."""
+    node = cluster.lab.nodes[0]
+    cluster.enrol([node])
+    with dataplane.Held(cluster, node) as held:
+        _fill_held(held, "many", PROXIED, 10, say)
+        held.serve_by("userspace")
+        return _connections(cluster, "userspace", PROXIED, say)
 
 
 def big_loads(cluster: Cluster, say: Say) -> list[Figure]:
@@ -231,12 +242,12 @@ def _burst(cluster: Cluster, node: Node, say: Say) -> Figure:
     return Figure("node.burst100_ms", round(statistics.median(bursts)), 500)
 
 
-def _connections(cluster: Cluster, mode: str, say: Say) -> list[Figure]:
-    """New connections on a node that serves Services by a mode, among PRESENT of them, beside its twin without rules."""
+def _connections(cluster: Cluster, mode: str, services: int, say: Say) -> list[Figure]:
+    """New connections on a node that serves so many Services by a mode, beside its twin without rules."""
     node, twin = cluster.lab.nodes
     first, last = (
         cluster.api.request("GET", f"{CORE}/namespaces/many/services/many-{number}")["spec"]["clusterIP"]
-        for number in (0, PRESENT - 1)
+        for number in (0, services - 1)
     )
     rates = connections.measure(node, twin, {"first": (first, 80), "last": (last, 80)}, dataplane.PORT, say=say)
     infix, aim = ("", 0.7) if mode == "nftables" else (f".{mode}", None)
@@ -264,7 +275,11 @@ AREAS: dict[str, tuple[Area, ...]] = {
     "api": (Area(api),),
     "watch": (Area(watch, web_processes=4),),
     "pages": (Area(dashboard),),
-    "dataplane": (Area(one_node, nodes=2, enrols=False), Area(big_loads, nodes=1, enrols=False)),
+    "dataplane": (
+        Area(one_node, nodes=2, enrols=False),
+        Area(proxied, nodes=2, enrols=False),
+        Area(big_loads, nodes=1, enrols=False),
+    ),
     "fanout": (Area(fan_out, nodes=FANOUT_NODES, containers=0, enrols=False),),
 }
 
