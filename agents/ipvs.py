@@ -19,7 +19,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -345,15 +345,16 @@ def _discard(held: dict[str, set[str]], key: str, value: str) -> None:
 
 @dataclass
 class Held:
-    """A virtual server in the kernel. endpoints: "address:port" -> (weight, number of connections)."""
+    """A virtual server in the kernel. endpoints: "address:port" -> (weight, number of connections, also of those that end).
+
+    active: its connections that do not end yet.
+    """
 
     scheduler: str
     affinity_s: int | None
     is_ours: bool
     endpoints: dict[str, tuple[int, int]]
-
-    def has_connections(self) -> bool:
-        return any(count for _, count in self.endpoints.values())
+    active: int = field(default=0, compare=False)
 
     def is_like(self, server: Server, leaving: Iterable[str]) -> bool:
         """Whether it is what it should be; leaving: endpoints that may be there with weight 0."""
@@ -390,6 +391,7 @@ def parse(text: str) -> dict[Key, Held]:
         if words[:1] == ["->"] and held and len(words) == 6 and words[3].isdigit():
             weight = int(words[3]) if words[2] == "Masq" else -1  # none of ours
             held.endpoints[words[1]] = weight, int(words[4]) + int(words[5])
+            held.active += int(words[4])
         elif match := _SERVER.fullmatch(line.rstrip()):
             key = Key(match["kind"].lower() + ("6" if match["six"] else ""), match["address"] or "", int(match["port"]))
             # Flags that a scheduler has no name for are not spelled: sh and mh show "()".
@@ -599,9 +601,9 @@ class Servers:
     def delete(self) -> str:
         """See Plane. Connections get DRAIN_S to end: another mode cannot go on with them."""
         self._forget()
-        has_servers = process.find("ipvsadm") is not None and _SERVERS.exists()
+        has_servers, active = process.find("ipvsadm") is not None and _SERVERS.exists(), 0
         deadline = time.monotonic() + DRAIN_S
-        while has_servers and time.monotonic() < deadline and any(map(Held.has_connections, self._mine().values())):
+        while has_servers and (active := self._active()) and time.monotonic() < deadline:
             time.sleep(0.1)
         self._tables.delete()
         if has_servers:
@@ -612,7 +614,7 @@ class Servers:
                 process.run(["ip", version, "rule", "del", "lookup", TABLE, "priority", PRIORITY])
                 process.run(["ip", version, "route", "flush", "table", TABLE])
         self._before.restore()
-        return ""
+        return f"{active} connection{'s' if active > 1 else ''} that IPVS translated ended" if active else ""
 
     def leftovers(self) -> list[str]:
         """See Plane."""
@@ -631,6 +633,10 @@ class Servers:
 
     def _mine(self) -> dict[Key, Held]:
         return {key: held for key, held in read().items() if self._is_mine(key, held)}
+
+    def _active(self) -> int:
+        """How many connections would be lost with our virtual servers."""
+        return sum(held.active for held in self._mine().values())
 
     def _server(self, key: Key) -> Server | None:
         return self._wanted[_driver(key)].server(key)

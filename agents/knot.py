@@ -26,7 +26,7 @@ class Control:
     def __init__(self, path: str, timeout_s: float = 10.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
-        self._buffer = b""
+        self._buffer, self._at = b"", 0  # what was read, and how much of it was taken
         try:
             self._socket.connect(path)
         except OSError as err:
@@ -90,13 +90,13 @@ class Control:
             kind = code
 
     def _take(self, size: int) -> bytes:
-        while len(self._buffer) < size:
+        while len(self._buffer) < self._at + size:
             more = self._socket.recv(1 << 16)
             if not more:
                 raise ConnectionError("knotd closed it")
-            self._buffer += more
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        return taken
+            self._buffer, self._at = self._buffer[self._at :] + more, 0
+        self._at += size
+        return self._buffer[self._at - size : self._at]
 
 
 def _unit(items: Item) -> bytes:

@@ -137,6 +137,7 @@ def one_node(cluster: Cluster, say: Say) -> list[Figure]:
         ]
         figures += _changes(cluster, node, PRESENT, say, agent=held.agent_pid())
         figures.append(_burst(cluster, node, say))
+        connections.prepare(cluster.lab.nodes[0], cluster.lab.nodes[1], dataplane.PORT)
         for mode in MODES:
             say(f"connections in mode {mode}")
             held.serve_by(mode)
@@ -151,6 +152,7 @@ def proxied(cluster: Cluster, say: Say) -> list[Figure]:
     with dataplane.Held(cluster, node) as held:
         _fill_held(held, "many", PROXIED, 10, say)
         held.serve_by("userspace")
+        connections.prepare(cluster.lab.nodes[0], cluster.lab.nodes[1], dataplane.PORT)
         return _connections(cluster, "userspace", PROXIED, say)
 
 

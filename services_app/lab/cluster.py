@@ -36,6 +36,7 @@ class Cluster:
         containers: int = 2,
         bind: str = "127.0.0.1:0",
         web_processes: int = 2,
+        workers: int = 1,
         durable: bool = True,
         environment: dict[str, str] | None = None,
         kubectl: str = "kubectl",
@@ -50,7 +51,15 @@ class Cluster:
         self.directory = directory
         self.say = say
         settings = {**(environment or {}), **({"TIMONEL_SERVICE_CIDRS": service_cidrs} if service_cidrs else {})}
-        self.stack = Stack(directory, bind, web_processes=web_processes, durable=durable, environment=settings, say=say)
+        self.stack = Stack(
+            directory,
+            bind,
+            web_processes=web_processes,
+            workers=workers,
+            durable=durable,
+            environment=settings,
+            say=say,
+        )
         self._is_dual_stack = ":" in service_cidrs
         self.lab = Lab(nodes=nodes, containers=containers, progress=say)
         self._kubectl_program = kubectl

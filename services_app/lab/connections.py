@@ -36,6 +36,21 @@ class Rates:
         return 1e6 / self.per_s[name] - 1e6 / self.per_s[DIRECT]
 
 
+def prepare(node: Node, twin: Node, port: int) -> None:
+    """Open the endpoints, in the second container of both, and have the node forget ended connections soon. Once."""
+    for place in (node, twin):
+        place.containers[1].prober.ask("sink", port=port, cpu=_cpu())
+    for number in range(ENDPOINTS):
+        node.containers[1].add_address(FIRST_ADDRESS + number)
+    settings = " ".join(f"/proc/sys/net/netfilter/{name}" for name in SHORT_MEMORY)
+    node.run(["/bin/sh", "-c", f"for setting in {settings}; do echo 1 >$setting; done"])
+
+
+def _cpu() -> int:
+    """The processor of everything that is timed."""
+    return max(os.sched_getaffinity(0))
+
+
 def measure(
     node: Node,
     twin: Node,
@@ -48,16 +63,9 @@ def measure(
 ) -> Rates:
     """Connections from a node to each target, and from its twin to what is behind it, in turn; name -> (host, port).
 
-    port: where the endpoints listen, which are opened in the second container of both.
+    port: where the endpoints listen that were prepared.
     """
-    cpu = max(os.sched_getaffinity(0))
-    for place in (node, twin):
-        backends = place.containers[1]
-        backends.prober.ask("sink", port=port, cpu=cpu)
-    for number in range(ENDPOINTS):
-        node.containers[1].add_address(FIRST_ADDRESS + number)
-    settings = " ".join(f"/proc/sys/net/netfilter/{name}" for name in SHORT_MEMORY)
-    node.run(["/bin/sh", "-c", f"for setting in {settings}; do echo 1 >$setting; done"])
+    cpu = _cpu()
     asked: list[tuple[str, Node, tuple[str, int]]] = [(DIRECT, twin, (twin.containers[1].address, port))]
     asked += [(name, node, target) for name, target in targets.items()]
     found: dict[str, list[float]] = {name: [] for name, _, _ in asked}

@@ -1,4 +1,5 @@
-"""A raw SCTP INIT, sent and seen without an SCTP stack: `send ADDRESS PORT`, or `see ADDRESS` until one arrives there.
+"""SCTP for tests. Without an SCTP stack: `send ADDRESS PORT` a raw INIT, `see ADDRESS` until one arrives there. With one:
+`serve OWN PORT NAME` answers every association with its name, `ask OWN ADDRESS PORT` prints who answers.
 
 Standard library only: its text is run inside a place of the lab.
 """
@@ -32,7 +33,29 @@ def raw(address: str) -> socket.socket:
     return socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_RAW, SCTP)
 
 
-if sys.argv[1] == "send":
+def stream(own: str, port: int = 0) -> socket.socket:
+    """Of one association or a listener, bound to one address: others would be offered to the other side."""
+    family = socket.AF_INET6 if ":" in own else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM, SCTP)
+    found.settimeout(20)
+    found.bind((own, port))
+    return found
+
+
+if sys.argv[1] == "serve":
+    with stream(sys.argv[2], int(sys.argv[3])) as listener:
+        listener.listen()
+        listener.settimeout(None)
+        print("ready", flush=True)
+        while True:
+            association, client = listener.accept()
+            with association:
+                association.sendall(json.dumps({"backend": sys.argv[4], "client": client[0]}).encode())
+elif sys.argv[1] == "ask":
+    with stream(sys.argv[2]) as asking:
+        asking.connect((sys.argv[3], int(sys.argv[4])))
+        print(asking.recv(4096).decode())
+elif sys.argv[1] == "send":
     with raw(sys.argv[2]) as sender:
         sender.sendto(init(4711, int(sys.argv[3])), (sys.argv[2], 0))
 elif sys.argv[1] == "see":

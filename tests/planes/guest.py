@@ -25,7 +25,7 @@ _MODULES = (
     *("nft_ct", "nft_nat", "nft_masq", "nft_fib", "nft_fib_ipv4", "nft_fib_ipv6", "nft_reject", "nft_reject_ipv4"),
     *("nft_reject_ipv6", "nft_hash", "nft_numgen", "nft_compat", "ipt_REJECT", "ip6t_REJECT", "ip_vs"),
     *(f"xt_{name}" for name in ("addrtype", "comment", "connmark", "conntrack", "mark", "MASQUERADE", "nat")),
-    *("xt_recent", "xt_statistic", "xt_tcpudp"),
+    *("xt_recent", "xt_statistic", "xt_tcpudp", "sctp"),
     *(f"ip_vs_{name}" for name in ("rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "mh")),
 )
 _LAST_WORDS = "guest: ended with"

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from agents import ipvs
 from services_app.lab.namespaces import Place
 from tests.agents.test_node import eventually
-from tests.planes.scenarios import reached
-from tests.planes.world import VERSIONS, Given, World
+from tests.missing import without
+from tests.planes.scenarios import reached, wait_until_told
+from tests.planes.world import PATIENCE, VERSIONS, Given, World
 
 pytestmark = [
     pytest.mark.netns,
@@ -21,11 +23,12 @@ pytestmark = [
 @dataclass(frozen=True)
 class Mode:
     """A mode beside nftables. look: prints what it has on a node, nothing when it is not in force; tool: what it cannot do
-    without, and nftables can. keeps_connections: also those that its predecessor made, and the other way round."""
+    without, and `instead` can. keeps_connections: also those that its predecessor made, and the other way round."""
 
     name: str
     look: str
     tool: str
+    instead: str = "nftables"
     keeps_connections: bool = True
 
 
@@ -33,6 +36,9 @@ MODES = [
     Mode("iptables", "(iptables-save; ip6tables-save) | grep TIMONEL-", "/usr/sbin/iptables"),
     Mode("userspace", "nft list tables | grep timonel_userspace", "/usr/sbin/haproxy"),
 ]
+if not ipvs.lacks():
+    look = "nft list tables | grep timonel_ipvs; ipvsadm -Ln | grep -F '->' | grep -v RemoteAddress; ip rule list priority 84"
+    MODES.append(Mode("ipvs", look, "/usr/sbin/ipvsadm", "iptables", keeps_connections=False))
 NFTABLES = "nft list tables | grep timonel$"
 WAYS = ("cluster ip", "node port", "external ip")
 
@@ -66,13 +72,16 @@ def loads(world: World) -> list[tuple[str, Place, str, int, bool]]:
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_there_and_back_under_load(world: World, mode: Mode) -> None:
     world.configure("nftables")
+    world.agent.events.clear()
     world.send(web=Given({"inside": "ready", "other": "ready", "neighbour": "ready"}), nobody=Given({}))
     running = loads(world)
     for key, client, address, port, kept in running:
-        client.stream(key, address, port, kept=kept, timeout_s=2)
+        client.stream(key, address, port, kept=kept, interval_ms=10 * PATIENCE, timeout_s=2 * PATIENCE)
     for name in (mode.name, "nftables", mode.name, "nftables"):
         world.configure(name)
         assert world.serving == {"mode": name, "problems": []}
+        wait_until_told(world, f"mode {name} serves instead of")
+        world.agent.events.clear()
         assert has(world, mode.look) == (name == mode.name)
         assert has(world, NFTABLES) == (name == "nftables")
         # It is the new mode that serves: what comes now, comes by it.
@@ -92,21 +101,18 @@ def test_there_and_back_under_load(world: World, mode: Mode) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_a_tool_that_is_missing(world: World, mode: Mode) -> None:
-    """nftables serves instead and says so, until the tool is there again."""
+    """Another mode serves instead and says so, until the tool is there again."""
     world.configure("nftables")
     world.send(web=Given({"inside": "ready"}))
-    world.node.run(["mount", "--bind", "/dev/null", mode.tool])
-    try:
+    with without(world.node, mode.tool):
         world.configure(mode.name)
-        assert world.serving["mode"] == "nftables"
+        assert world.serving["mode"] == mode.instead
         (problem,) = world.serving["problems"]
         assert (problem["reason"], problem["blocking"]) == ("ModeFallback", False)
         assert f"not in mode {mode.name}: " in problem["message"]
         for version in VERSIONS:
             assert reached(world.node, world.way("web", "cluster ip", version), count=3) == {"inside"}
-    finally:
-        world.node.run(["umount", mode.tool])
-    eventually(lambda: has(world, mode.look), f"mode {mode.name} comes into force", deadline_s=50)
+    eventually(lambda: has(world, mode.look), f"mode {mode.name} comes into force", deadline_s=40 + 10 * PATIENCE)
     assert world.agent.ask("ping")["serving"] == {"mode": mode.name, "problems": []}
     for version in VERSIONS:
         assert reached(world.node, world.way("web", "cluster ip", version), count=3) == {"inside"}
@@ -115,19 +121,16 @@ def test_a_tool_that_is_missing(world: World, mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
 def test_a_tool_that_goes_while_its_mode_serves(world: World, mode: Mode) -> None:
-    """The next change is served by nftables, whatever still stands of the other mode."""
+    """The next change is served by another mode, whatever still stands of this one."""
     world.configure(mode.name)
     world.send(web=Given({"inside": "ready"}))
-    world.node.run(["mount", "--bind", "/dev/null", mode.tool])
-    try:
+    with without(world.node, mode.tool):
         world.send(web=Given({"other": "ready"}))
-        assert world.serving["mode"] == "nftables"
+        assert world.serving["mode"] == mode.instead
         for version in VERSIONS:
             for way in WAYS:
                 assert reached(world.node, world.way("web", way, version), count=5) == {"other"}
         world.configure("nftables")
-    finally:
-        world.node.run(["umount", mode.tool])
     assert not has(world, mode.look)
     world.configure(mode.name)
     assert world.serving == {"mode": mode.name, "problems": []}

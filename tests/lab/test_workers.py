@@ -1,0 +1,75 @@
+"""Several workers share the nodes: each node has one session, and none is left alone when a worker ends."""
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from services_app.lab.client import CORE, pod, service
+from services_app.lab.cluster import Cluster
+from services_app.lab.namespaces import outcome
+from services_app.push.tasks import queue_of
+
+pytestmark = [
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.timeout(180),
+]
+WORKERS = 2
+PORT = 18090
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    directory = Path(tempfile.mkdtemp(prefix="timonel-workers-"))
+    directory.chmod(0o755)  # PostgreSQL's own user has to pass
+    try:
+        with Cluster(directory, nodes=4, containers=0, workers=WORKERS, durable=False) as cluster:
+            yield cluster
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def sessions(cluster: Cluster) -> list[int]:
+    """How many agents serve on each node."""
+    return [
+        sum(command.endswith("agent.pyz serve") for command in node.processes().values()) for node in cluster.lab.nodes
+    ]
+
+
+def wait_until(is_so: Callable[[], bool], what: str, deadline_s: float = 30) -> None:
+    deadline = time.monotonic() + deadline_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not after {deadline_s:g} s: {what}"
+        time.sleep(0.1)
+
+
+def test_two_workers_share_the_nodes_and_one_takes_over_again(cluster: Cluster) -> None:
+    api, nodes = cluster.api, cluster.lab.nodes
+    parts = {int(queue_of(node.name).rpartition("-")[2]) % WORKERS for node in nodes}
+    assert len(parts) == WORKERS, "the names of these nodes are all of one worker"
+    api.ensure_namespace("shop")
+    nodes[0].serve("first", PORT)
+    api.create(f"{CORE}/namespaces/shop/pods", pod("first", {"app": "web"}, nodes[0].name, {"app": (PORT, "TCP")}))
+    made = api.create(
+        f"{CORE}/namespaces/shop/services", service("web", {"app": "web"}, [{"port": 80, "targetPort": "app"}])
+    )
+    address = made["spec"]["clusterIP"]
+    for node in nodes:
+        outcome(node.ask_until(address, 80, "first", deadline_s=30), 40)
+    wait_until(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session")
+    for number, killed in enumerate(cluster.stack.pids_of("worker"), start=1):
+        os.kill(killed, signal.SIGKILL)
+        name = f"after-{number}"
+        nodes[number].serve(name, PORT)
+        api.create(f"{CORE}/namespaces/shop/pods", pod(name, {"app": name}, nodes[number].name, {"app": (PORT, "TCP")}))
+        api.request("PATCH", f"{CORE}/namespaces/shop/services/web", {"spec": {"selector": {"app": name}}})
+        for node in nodes:
+            outcome(node.ask_until(address, 80, name, deadline_s=60), 70)
+        wait_until(lambda: len(cluster.stack.pids_of("worker")) == WORKERS, "the worker is there again")
+        wait_until(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session again", 60)
