@@ -333,13 +333,20 @@ def check_base(state: State, revision: int, since: int | None) -> None:
 
 def digest(owners: Owners) -> str:
     """32 hex digits over owner -> resources, in no order; of an element an owner gives twice the first counts."""
-    total = 0
-    for owner, resources in owners.items():
-        held: dict[Element, str] = {}
-        for driver, key, value in resources:
-            held.setdefault((driver, key), value)
-        total += _owner_sum(owner, held.items())
-    return format(total % _MODULUS, "032x")
+    return digest_of_sums(owner_sum(owner, resources) for owner, resources in owners.items())
+
+
+def digest_of_sums(sums: Iterable[int]) -> str:
+    """The same from each owner's `owner_sum`."""
+    return format(sum(sums) % _MODULUS, "032x")
+
+
+def owner_sum(owner: str, resources: Iterable[Sequence[str]]) -> int:
+    """What an owner with these resources adds to the digest."""
+    held: dict[Element, str] = {}
+    for driver, key, value in resources:
+        held.setdefault((driver, key), value)
+    return _owner_sum(owner, held.items())
 
 
 def _owner_sum(owner: str, held: Iterable[tuple[Element, str]]) -> int:

@@ -192,14 +192,6 @@ def _open(node: str) -> AgentSession:
     return session
 
 
-def expected_digest(node: str, address: str) -> tuple[int, str]:
-    """The newest revision and the digest a node must have when it holds exactly that. Renders every owner (kept ones are free)."""
-    from agents.state import digest
-
-    delta = snapshot.read_delta(node, address, None, with_base=True)
-    return delta.revision, digest({owner: [*resources] for owner, resources in delta.owners.items()})
-
-
 def audit(node: str) -> bool:
     """Whether the node's digest is what its revision renders to; if not, everything is sent with the next push."""
     sync = NodeSync.objects.filter(node_id=node, state=NodeSync.State.LIVE).first()
@@ -208,7 +200,7 @@ def audit(node: str) -> bool:
     address = Node.objects.filter(name=node).values_list("address", flat=True).first()
     if address is None:
         return True
-    revision, digest = expected_digest(node, address)
+    revision, digest = snapshot.expected_digest(node, address)
     sync.refresh_from_db()
     if sync.digest == digest or sync.applied_revision > revision:
         return True

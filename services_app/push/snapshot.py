@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
+from agents.state import digest_of_sums, owner_sum
 from services_app import changes, models, store
 from services_app.plan.endpoints import zone_of
 from services_app.render.node import (
@@ -115,7 +116,7 @@ class _Readings:
         return found
 
 
-_readings = _Readings()
+_readings, _readings_of_all = _Readings(), _Readings()  # who wants what changed does not wait for who wants everything
 
 
 def read_delta(node: str, address: str, since: int | None, *, with_base: bool, at_least: int | None = None) -> Delta:
@@ -124,19 +125,37 @@ def read_delta(node: str, address: str, since: int | None, *, with_base: bool, a
     All of it is of one revision but the base, which is as of now. address: the node's own when its Node names none.
     at_least: as of _Readings.after.
     """
-    reading = _readings.after(since, at_least)
+    reading = (_readings_of_all if since is None else _readings).after(since, at_least)
     has_base = with_base or reading.has_base
     document, node_revision, zone = None, 0, ""
     if has_base or any(rendered.nearby for rendered in reading.rendered.values()):
-        found = models.Node.objects.filter(name=node).values_list("document", "revision").first()
-        text, node_revision = found or (None, 0)
-        document = json.loads(text) if text else None
+        document, node_revision = _node(node)
         zone = zone_of(document)
     owners = {owner: rendered.on(node, zone) for owner, rendered in reading.rendered.items()}
     if has_base:
-        network = network_of(document, address)
-        owners[BASE_OWNER] = render_base(cluster(), network, kube_proxy.configuration(_proxy_config_map(), document))
+        owners[BASE_OWNER] = _base(document, address)
     return Delta(reading.revision, reading.since, owners, node_revision)
+
+
+def expected_digest(node: str, address: str) -> tuple[int, str]:
+    """The newest revision and the digest a node must have when it holds exactly that; owners that are kept are free."""
+    reading = _readings_of_all.after(None, None)
+    document, _ = _node(node)
+    zone = zone_of(document)
+    sums = [rendered.sum_on(node, zone) for rendered in reading.rendered.values()]
+    return reading.revision, digest_of_sums([*sums, owner_sum(BASE_OWNER, _base(document, address))])
+
+
+def _node(name: str) -> tuple[dict[str, Any] | None, int]:
+    """A Node's document and revision; None and 0 when there is none."""
+    found = models.Node.objects.filter(name=name).values_list("document", "revision").first()
+    text, revision = found or (None, 0)
+    return json.loads(text) if text else None, revision
+
+
+def _base(document: dict[str, Any] | None, address: str) -> list[Resource]:
+    configuration = kube_proxy.configuration(_proxy_config_map(), document)
+    return render_base(cluster(), network_of(document, address), configuration)
 
 
 def _proxy_config_map() -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The Celery tasks. Arguments are names; each reads what is true when it starts, and may run twice or late."""
 
 import logging
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -21,6 +22,8 @@ from services_app.push import wake as waking
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = timedelta(seconds=5)
+AUDIT_S = 3.0  # of every 30; with very many nodes each has its turn more seldom
+_audited = ""  # the last node that had its turn
 _here = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="push")
 # Apart from those: a host that does not answer takes its time, and nodes with a session do not wait for it.
 _opening = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="open")
@@ -88,9 +91,17 @@ def sweep() -> None:
 
 @shared_task
 def audit() -> None:
-    """Compare every live node's digest with what it should be; whoever differs gets everything."""
-    live = [*NodeSync.objects.filter(state=NodeSync.State.LIVE).values_list("node_id", flat=True)]
-    others = [node for node in live if not pusher.audit(node)]
+    """Compare live nodes' digests with what they should be, as many as AUDIT_S allows; whoever differs gets everything."""
+    global _audited
+    live = [*NodeSync.objects.filter(state=NodeSync.State.LIVE).order_by("node_id").values_list("node_id", flat=True)]
+    turn = [*(node for node in live if node > _audited), *(node for node in live if node <= _audited)]
+    deadline, others = time.monotonic() + AUDIT_S, []
+    for node in turn:
+        if time.monotonic() > deadline:
+            break
+        if not pusher.audit(node):
+            others.append(node)
+        _audited = node
     _start_pushes(pusher.wanted_of(NodeSync.objects.filter(node_id__in=others)))
 
 

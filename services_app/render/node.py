@@ -5,9 +5,11 @@ Most of a Service's resources are the same on every node: they are rendered once
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
+from agents.state import owner_sum
 from services_app.plan.routing import Groups, plan_health_check, plan_records, plan_routes
 from services_app.render import dns, nftables
 from services_app.spec import kube_proxy
@@ -79,18 +81,27 @@ class OwnerState:
 class Rendered:
     """An owner's resources: the same everywhere, and what a Node holds besides: `local` by its name, else `elsewhere`.
 
-    nearby: of each what is chosen by the Node's name and zone.
+    nearby: of each what is chosen by the Node's name and zone. owner: "" for one that is gone.
     """
 
     shared: tuple[Resource, ...] = ()
     local: Mapping[str, tuple[Resource, ...]] = field(default_factory=dict)
     elsewhere: tuple[Resource, ...] = ()
     nearby: tuple[nftables.Choice, ...] = ()
+    owner: str = ""
 
     def on(self, node: str, zone: str = "") -> list[Resource]:
         """All that the named Node holds of the owner; zone: the one it is in, "" for none."""
         near = (resource for choice in self.nearby for resource in choice.on(node, zone))
         return [*self.shared, *self.local.get(node, self.elsewhere), *near]
+
+    def sum_on(self, node: str, zone: str = "") -> int:
+        """What the owner adds to the named Node's digest; worked out once for all Nodes that hold nothing of their own."""
+        return owner_sum(self.owner, self.on(node, zone)) if self.nearby or node in self.local else self._sum_elsewhere
+
+    @cached_property
+    def _sum_elsewhere(self) -> int:
+        return owner_sum(self.owner, [*self.shared, *self.elsewhere])
 
 
 def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
@@ -102,7 +113,7 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
     shared, local, elsewhere = (*elements.shared, *names, *_scheduler(state)), elements.local, elements.elsewhere
     check = plan_health_check(state.service, state.slices)
     if check is None:
-        return Rendered(shared, local, elsewhere, elements.nearby)
+        return Rendered(shared, local, elsewhere, elements.nearby, state.owner)
 
     def answer(node: str) -> Resource:
         return "health", f"port {check.port}", f"{state.owner} {check.endpoints.get(node, 0)}"
@@ -113,6 +124,7 @@ def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:
         {node: (*local.get(node, elsewhere), answer(node)) for node in nodes},
         (*elsewhere, answer("")),
         elements.nearby,
+        state.owner,
     )
 
 

@@ -551,7 +551,7 @@ def test_pods_behind_a_node_are_inside_once_their_network_is_known(cluster: Clus
 # What many deltas left on each node is what everything at once would be: by the digests.
 DIGESTS = """
 from services_app.models import Node, NodeSync
-from services_app.push.pusher import expected_digest
+from services_app.push.snapshot import expected_digest
 for node, held in NodeSync.objects.values_list("node_id", "digest"):
     print(node, held == expected_digest(node, Node.objects.get(name=node).address)[1])
 """

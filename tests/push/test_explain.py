@@ -5,7 +5,6 @@ from io import StringIO
 import pytest
 from django.core.management import CommandError, call_command
 
-from services_app.push import snapshot
 from services_app.spec import kinds
 from tests.store.conftest import World
 from tests.web.sample import add_node
@@ -14,9 +13,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def service(transactional_db, monkeypatch):
-    for name, made in (("_kept", snapshot._Kept), ("_readings", snapshot._Readings)):
-        monkeypatch.setattr(snapshot, name, made())  # not those of another test's database at the same revisions
+def service(transactional_db, fresh_snapshots):
     world = World()
     world.namespace_exists()
     add_node("n1", "192.0.2.11")

@@ -95,6 +95,7 @@ def fresh_snapshots(monkeypatch):
     """Another test's database had other objects at the same revisions: what was rendered of them is not read."""
     monkeypatch.setattr(snapshot, "_kept", snapshot._Kept())
     monkeypatch.setattr(snapshot, "_readings", snapshot._Readings())
+    monkeypatch.setattr(snapshot, "_readings_of_all", snapshot._Readings())
 
 
 @pytest.fixture
