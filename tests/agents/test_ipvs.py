@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from agents import ipvs
 from agents.errors import InvalidResource
-from agents.ipvs import FAMILIES, Held, Key, Server, Wanted, commands, parse
+from agents.ipvs import FAMILIES
 from agents.state import Change
+from agents.virtual_servers import Held, Key, Server, Wanted, commands, parse
 from services_app.spec import kube_proxy
 
 # As ipvsadm 1.31 says it; flags that a scheduler has no name for are an empty pair of brackets.

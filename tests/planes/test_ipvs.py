@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from agents import ipvs, planes
+from agents import ipvs, planes, virtual_servers
 from services_app.spec.kube_proxy import SCHEDULERS
 from tests.agents.test_node import eventually
 from tests.planes import guest
@@ -84,12 +84,14 @@ def test_the_scenarios_in_a_virtual_machine() -> None:
     print(said)
 
 
-def servers(world: World) -> dict[ipvs.Key, ipvs.Held]:
-    return ipvs.parse(world.node.run([IPVSADM, "-Ln"]).stdout)
+def servers(world: World) -> dict[virtual_servers.Key, virtual_servers.Held]:
+    return virtual_servers.parse(world.node.run([IPVSADM, "-Ln"]).stdout)
 
 
-def server(world: World, service: str, way: str = "cluster ip", version: int = 4, kind: str = "tcp") -> ipvs.Held:
-    return servers(world)[ipvs.Key(kind, *world.way(service, way, version))]
+def server(
+    world: World, service: str, way: str = "cluster ip", version: int = 4, kind: str = "tcp"
+) -> virtual_servers.Held:
+    return servers(world)[virtual_servers.Key(kind, *world.way(service, way, version))]
 
 
 @pytest.mark.timeout(180)
@@ -159,7 +161,7 @@ class TestIpvs(Scenarios):
         try:
             world.send(web=Given({"inside": "ready"}))
             world.configure(self.mode)
-            assert ipvs.Key("tcp", "192.0.2.99", 80) in servers(world)
+            assert virtual_servers.Key("tcp", "192.0.2.99", 80) in servers(world)
         finally:
             world.node.run([IPVSADM, "-D", "-t", "192.0.2.99:80"])
 
@@ -195,7 +197,7 @@ class TestIpvs(Scenarios):
         world.send(idle=Given({"other": "ready"}))
         eventually(lambda: len(server(world, "idle").endpoints) == 1, "the endpoint that left is gone", 30)
         world.send(idle=Given({}))
-        key = ipvs.Key("tcp", *world.way("idle", "cluster ip", 4))
+        key = virtual_servers.Key("tcp", *world.way("idle", "cluster ip", 4))
         eventually(lambda: key not in servers(world), "the virtual server without endpoints is gone", 30)
 
     def test_a_service_where_somebody_has_a_virtual_server_is_refused_alone(self, world: World) -> None:
