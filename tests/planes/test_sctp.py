@@ -49,12 +49,12 @@ def world() -> Iterator[World]:
             server.wait()
 
 
-@pytest.mark.parametrize("mode", ["nftables", "iptables", *([] if ipvs.lacks() else ["ipvs"])])
+@pytest.mark.parametrize("mode", ["nftables", *([] if ipvs.lacks() else ["ipvs"])])
 @both
 def test_an_association_reaches_the_endpoint(world: World, mode: str, version: int) -> None:
     world.configure(mode)
     world.send(signals=Given({"inside": "ready"}, "sctp"))
-    for client, way in (("other", "cluster ip"), ("node", "cluster ip"), ("outside", "node port")):
+    for client, way in (("other", "cluster ip"), ("outside", "node port")):
         address, port = world.way("signals", way, version)
         ask = ["python3", "-c", SCTP, "ask", world.own(client, version), address, str(port)]
         answer = json.loads(world.places[client].run(ask).stdout)
