@@ -20,7 +20,8 @@ from agents import ipvs, planes, virtual_servers
 from services_app.spec.kube_proxy import SCHEDULERS
 from tests.agents.test_node import eventually
 from tests.planes import guest
-from tests.planes.scenarios import AFFINE, Scenarios, both, reached
+from tests.planes.scenarios import AFFINE, Scenarios, both, reached, wait_until_told
+from tests.planes.test_switching import loads
 from tests.planes.world import PATIENCE, VERSIONS, Given, World
 
 pytestmark = [
@@ -188,6 +189,43 @@ class TestIpvs(Scenarios):
         kept = client.stream_end("kept")
         assert (kept["failed"], kept["backends"].keys()) == (0, {"inside"}), kept
         assert [weight for weight, _ in endpoints()] == [0, 1]
+
+    def test_from_and_to_other_modes_under_load(self, world: World) -> None:
+        """New connections never fail, and only those that IPVS translated end."""
+        world.configure("nftables")
+        world.send(
+            web=Given({"inside": "ready", "other": "ready", "neighbour": "ready"}), held=Given({"inside": "ready"})
+        )
+        running = loads(world)
+        for key, client, address, port, kept in running:
+            client.stream(key, address, port, kept=kept, interval_ms=30 * PATIENCE, timeout_s=2 * PATIENCE)
+        try:
+            for name in ("iptables", "nftables"):
+                world.configure("ipvs")
+                assert world.serving == {"mode": "ipvs", "problems": []}
+                translated = [f"translated {version}" for version in VERSIONS]
+                for key, version in zip(translated, VERSIONS, strict=True):
+                    way = world.way("held", "cluster ip", version)
+                    world.places["other"].stream(
+                        key, *way, kept=True, interval_ms=30 * PATIENCE, timeout_s=2 * PATIENCE
+                    )
+                eventually(
+                    lambda: all(server(world, "held", version=version).active == 1 for version in VERSIONS),
+                    "IPVS has both",
+                )
+                world.agent.events.clear()
+                world.configure(name)
+                assert world.serving == {"mode": name, "problems": []}
+                wait_until_told(world, "2 connections that IPVS translated ended")
+                for key in translated:
+                    report = world.places["other"].stream_end(key)
+                    assert report["failed"] > 0, (key, report)
+        finally:
+            reports = {key: client.stream_end(key) for key, client, *_ in running}
+            world.configure(self.mode)
+        for key, report in reports.items():
+            assert report["asked"] > 10, (key, report)
+            assert report["failed"] == 0, (key, report)
 
     def test_an_endpoint_of_udp_goes_at_once(self, world: World) -> None:
         world.send(dns=Given({"inside": "ready"}, "udp"))
