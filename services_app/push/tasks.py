@@ -1,13 +1,14 @@
 """The Celery tasks. Arguments are names; each reads what is true when it starts, and may run twice or late."""
 
 import logging
+import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 from celery import shared_task
-from celery.signals import worker_shutdown
+from celery.signals import worker_init, worker_shutdown
 from django.conf import settings
 from django.db import close_old_connections
 from django.db.models import Q
@@ -22,12 +23,19 @@ from services_app.push import wake as waking
 logger = logging.getLogger(__name__)
 
 HEARTBEAT = timedelta(seconds=5)
+HAND_OVER_S = 0.0005  # Python's own is ten times as long
 AUDIT_S = 3.0  # of every 30; with very many nodes each has its turn more seldom
 _audited = ""  # the last node that had its turn
 _here = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="push")
 # Apart from those: a host that does not answer takes its time, and nodes with a session do not wait for it.
 _opening = ThreadPoolExecutor(settings.TIMONEL_WORKER_THREADS, thread_name_prefix="open")
 ACTOR = store.Actor("timonel:tasks")
+
+
+@worker_init.connect
+def _hand_over_often(**_: object) -> None:
+    """Let pushes in between the steps of long computations (repair, audit, a push of everything): each has some 50 such steps."""
+    sys.setswitchinterval(HAND_OVER_S)
 
 
 def queue_of(node: str) -> str:
