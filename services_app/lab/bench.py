@@ -15,6 +15,7 @@ from services_app.lab import connections, dataplane, fanout, pages, simulation, 
 from services_app.lab.client import CORE
 from services_app.lab.cluster import Cluster
 from services_app.lab.convergence import Convergence, fill, percentile, three_rounds
+from services_app.lab.demo import make_empty
 from services_app.lab.network import Node
 from services_app.lab.simulation import Plant, Recording
 from services_app.lab.watchers import fan_out_ms
@@ -295,6 +296,7 @@ def run(directory: Path, results: Path, only: str | None, say: Say) -> list[Figu
     for area in (area for name, areas in AREAS.items() if only in (None, name) for area in areas):
         wanted = asdict(area)
         measure = wanted.pop("measure")
+        make_empty(directory)
         with Cluster(directory, **wanted, say=say) as cluster:
             figures += measure(cluster, say)
         merge(results, figures)

@@ -26,7 +26,7 @@ class StepFailed(RuntimeError):
 
 
 class Cluster:
-    """Control plane and nodes; a context manager. `directory` is emptied first and belongs to it alone."""
+    """Control plane and nodes; a context manager. `directory` belongs to it alone; what is there goes on."""
 
     def __init__(
         self,

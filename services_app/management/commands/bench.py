@@ -7,7 +7,7 @@ from django.conf import settings
 from django.core.management import BaseCommand, CommandError, CommandParser
 
 from services_app.lab import bench
-from services_app.lab.demo import FAILURES, make_empty
+from services_app.lab.demo import FAILURES
 
 
 class Command(BaseCommand):
@@ -31,7 +31,6 @@ class Command(BaseCommand):
             self.stdout.flush()
 
         try:
-            make_empty(directory)
             figures = bench.run(directory, results, only, say)
         except FAILURES as err:
             raise CommandError(str(err)) from err
