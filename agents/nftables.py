@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from agents import netlink, process, readback, ruleset
@@ -168,8 +169,11 @@ class Tables:
                 self._known.pop(driver, None)
                 self._delete(family)
                 continue
-            self._refill(family, held, links)
-            self._known[driver] = _Known.of(family, held)
+            with ThreadPoolExecutor(1) as beside:
+                done = beside.submit(self._refill, family, held, links)
+                known = _Known.of(family, held)  # while nft and the kernel work
+                done.result()
+            self._known[driver] = known
         self.links = links
         self._learn(self._known)
 
@@ -190,8 +194,7 @@ class Tables:
             script = ruleset.refill_script(family, elements, links)
             self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
 
-    @staticmethod
-    def _mending(family: Family, elements: Mapping[str, str], links: Iterable[str], there: Iterable[str]) -> str:
+    def _mending(self, family: Family, elements: Mapping[str, str], links: Iterable[str], there: Iterable[str]) -> str:
         """A transaction that changes only what is wrong, "" when that is too much: to read it takes less than to write it."""
         missing, wrong = ruleset.contents(family, elements, links), {}
         for name in family.sets.keys() - {"generation"}:
@@ -202,7 +205,10 @@ class Tables:
                     wrong[key] = value
         if len(missing) + len(wrong) > max(len(elements) // _FEW, _FEW):
             return ""
-        return ruleset.mend_script(family, elements, wrong, missing, there)
+        seen = known.seen if (known := self._known.get(family.driver)) else {}
+        chains = readback.chains(family.ip, family.name)
+        right = {name for name, (_, what) in chains.items() if seen.get(name) == what}
+        return ruleset.mend_script(family, elements, wrong, missing, there, right)
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """Why nft or the kernel would not take exactly these, "" when they would; nothing is changed. O(elements)."""

@@ -19,7 +19,7 @@ import hashlib
 import re
 import socket
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import AddressValueError, IPv4Network, IPv6Address, IPv6Network
@@ -312,9 +312,12 @@ def _in_order(chains: Iterable[str]) -> list[str]:
     return sorted(chains, key=lambda name: (name.startswith("aff_"), name))
 
 
-def skeleton(family: Family, extra_chains: Iterable[str] = ()) -> str:
-    """Everything but elements: sets, chains and rules, loadable over an empty kernel and over an older self."""
-    chains = family.chains(extra_chains)
+def skeleton(family: Family, extra_chains: Iterable[str] = (), right: Set[str] = frozenset()) -> str:
+    """Everything but elements: sets, chains and rules, loadable over an empty kernel and over an older self.
+
+    right: chains that are there and are left alone.
+    """
+    chains = {name: chain for name, chain in family.chains(extra_chains).items() if name not in right}
     lines = [f"table {family.table} {{"]
     lines += [f"\t{text}" for text in (*family.sets.values(), *family.kept)]
     lines += [f"\tchain {name} {{ {hook} }}" for name, (hook, _) in chains.items()]
@@ -499,10 +502,14 @@ def mend_script(
     deletes: Mapping[str, str],
     adds: Mapping[str, str],
     there: Iterable[str],
+    right: Set[str],
 ) -> str:
-    """The same as `refill_script` for a table that holds nearly these elements: deletes and adds are of its `contents`."""
+    """The same as `refill_script` for a table that holds nearly these elements: deletes and adds are of its `contents`.
+
+    right: chains to be left alone. For every rule that asks a map the kernel goes through all of it: 15 ms for 100,000 elements.
+    """
     shared = family.chains_of(elements)
-    lines = [skeleton(family, shared), *_plain_commands(family, "delete", deletes)]
+    lines = [skeleton(family, shared, right), *_plain_commands(family, "delete", deletes)]
     lines += _without_others(family, shared, there)
     lines += _plain_commands(family, "add", adds)
     lines.append(f"flush set {family.table} generation")
