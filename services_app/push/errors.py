@@ -63,6 +63,7 @@ REMEDIES = {
     "Locked": "Another agent keeps the node busy; it is tried again by itself.",
     "LossyLink": "Look at the network between the control plane and the node; changes arrive later meanwhile.",
     "ModeFallback": "Install on the host what the message names; it is looked for every 30 s. Or set the mode it serves in.",
+    "NftFailed": "Look at the message, and at dmesg there: the kernel refused. It is tried again by itself.",
     "NftMissing": "Install the package nftables on the host, and try again.",
     "NftTimeout": "The host is overloaded or its kernel hangs in nftables: look at dmesg there.",
     "NftUnsupported": "Use a newer kernel (5.10 or later) and nftables 1.0 or later.",

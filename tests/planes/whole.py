@@ -1,4 +1,6 @@
-"""Whether a node holds what one refill of everything would make, however it got there; run on the node.
+"""Whether a node holds what one refill of everything would make, however it got there.
+
+Its text is run on the node, by Python's -c, with the agent's file on the path.
 
 A line of standard input is {"mode": …, "owners": as pushed, "rejected": names of owners}, a line of the output a list of what
 differs.
@@ -49,7 +51,7 @@ def in_iptables(elements: Elements) -> list[str]:
     assert backend is not None
     there = rules_of(backend)
     made = subprocess.run(
-        ["unshare", "--net", sys.executable, "-m", "tests.planes.whole", "refill"],
+        ["unshare", "--net", *sys.orig_argv[:3], "refill"],
         input=json.dumps([backend.kind, elements, sorted(host.links())]),
         capture_output=True,
         text=True,

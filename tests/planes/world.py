@@ -9,7 +9,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
@@ -23,7 +22,7 @@ from services_app.lab.network import Lab, Node
 from services_app.plan.routing import groups_wanted
 from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner
 from services_app.spec.kube_proxy import Configuration
-from tests.agents.test_node import Agent, place_agent
+from tests.agents.test_node import AGENT, Agent, place_agent
 
 Document = dict[str, Any]
 
@@ -33,7 +32,7 @@ CONDITIONS = {
     "draining": {"ready": False, "serving": True, "terminating": True},
     "gone": {"ready": False, "serving": False, "terminating": True},
 }
-ROOT = Path(__file__).parents[2]
+WHOLE = Path(__file__).with_name("whole.py").read_text()
 VERSIONS = (4, 6)
 PORT = 8080  # of every endpoint
 PATIENCE = float(os.environ.get("TIMONEL_PATIENCE", "1"))  # how many times longer an answer may take than elsewhere
@@ -153,7 +152,7 @@ class World:
     def unlike_a_refill(self) -> list[str]:
         """What the node holds other than one refill of everything would make."""
         if self._looking is None:
-            command = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "tests.planes.whole"]
+            command = ["env", f"PYTHONPATH={AGENT}", "python3", "-c", WHOLE]
             self._looking = subprocess.Popen(
                 self.node.inside(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
