@@ -105,6 +105,7 @@ class Session:
             "boot_id": host.boot_id(),
             "problems": problems,
             "facts": {**host.facts(), "mode": self._node.mode},
+            "rejected": self._node.rejected(),
             **self._held(),
         }
 

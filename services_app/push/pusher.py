@@ -96,6 +96,8 @@ def _bring_up_to_date(node: str, wanted: Wanted) -> None:
         session.serving = greeting.get("serving") or {}
         reports.note_greeting(node, greeting)
         session.held = greeting["revision"] if greeting.get("cluster") == session.cluster else None
+        if wanted.is_full and session.held and _holds_everything(node, session, greeting, wanted):
+            return
     since = None if wanted.is_full or not session.held else session.held
     address = wanted.address or session.address
     delta = snapshot.read_delta(node, address, since, with_base=session.is_fresh, at_least=wanted.newest)
@@ -111,6 +113,17 @@ def _bring_up_to_date(node: str, wanted: Wanted) -> None:
     full_of = delta.node_revision if delta.since is None else None
     reports.note_success(node, answer, full_of=full_of, was_failing=bool(wanted.failures))
     _tell_state(node, session, answer)
+
+
+def _holds_everything(node: str, session: AgentSession, greeting: Document, wanted: Wanted) -> bool:
+    """Whether an agent that has just begun holds already what a push of everything would send; then it is reported so."""
+    expected = snapshot.expected(node, wanted.address or session.address)
+    if greeting.get("digest") != expected.digest or greeting.get("rejected") != {}:
+        return False  # with what is rejected comes why
+    answer = session.ask({"op": "ping"})  # raises what keeps it from being in force
+    reports.note_success(node, answer, full_of=expected.node_revision, was_failing=bool(wanted.failures))
+    _tell_state(node, session, answer)
+    return True
 
 
 def _tell_state(node: str, session: AgentSession, answer: Document) -> None:
@@ -200,7 +213,7 @@ def audit(node: str) -> bool:
     address = Node.objects.filter(name=node).values_list("address", flat=True).first()
     if address is None:
         return True
-    revision, digest = snapshot.expected_digest(node, address)
+    revision, digest, _ = snapshot.expected(node, address)
     sync.refresh_from_db()
     if sync.digest == digest or sync.applied_revision > revision:
         return True

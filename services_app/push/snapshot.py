@@ -7,7 +7,7 @@ import json
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.db import connection, transaction
@@ -137,13 +137,22 @@ def read_delta(node: str, address: str, since: int | None, *, with_base: bool, a
     return Delta(reading.revision, reading.since, owners, node_revision)
 
 
-def expected_digest(node: str, address: str) -> tuple[int, str]:
-    """The newest revision and the digest a node must have when it holds exactly that; owners that are kept are free."""
+class Expected(NamedTuple):
+    """What a node must hold: the newest revision, the digest of exactly that, and the Node's revision its base was made from."""
+
+    revision: int
+    digest: str
+    node_revision: int
+
+
+def expected(node: str, address: str) -> Expected:
+    """As of the newest revision; of owners that are kept nothing is worked out."""
     reading = _readings_of_all.after(None, None)
-    document, _ = _node(node)
+    document, node_revision = _node(node)
     zone = zone_of(document)
     sums = [rendered.sum_on(node, zone) for rendered in reading.rendered.values()]
-    return reading.revision, digest_of_sums([*sums, owner_sum(BASE_OWNER, _base(document, address))])
+    digest = digest_of_sums([*sums, owner_sum(BASE_OWNER, _base(document, address))])
+    return Expected(reading.revision, digest, node_revision)
 
 
 def _node(name: str) -> tuple[dict[str, Any] | None, int]:

@@ -491,6 +491,33 @@ def test_what_somebody_changed_on_a_node_is_repaired_and_told(cluster: Cluster, 
     api.request("DELETE", f"{CORE}/namespaces/{spread}/services/touched")
 
 
+def test_what_a_node_holds_already_is_not_sent_again(cluster: Cluster, spread: str) -> None:
+    """A new session tells the digest of all; a push of everything would begin the journal anew."""
+    node = cluster.lab.nodes[0]
+    wait_equal(cluster.api, cluster.lab.nodes)
+
+    def journal() -> str:
+        return node.run(["stat", "-c", "%i", "/var/lib/timonel/journal"]).stdout
+
+    def push_everything() -> None:
+        node.kill_agent()
+        model = f"__import__('services_app.models').models.NodeSync.objects.filter(node_id='{node.name}')"
+        cluster.stack.manage("shell", "-c", f"{model}.update(full_wanted=True, next_attempt_at='2020-01-01T00:00Z')")
+        asked = f"print({model}.get().full_wanted)"
+        wait_until(lambda: cluster.stack.manage("shell", "-c", asked).stdout.strip().endswith("False"), 40)
+
+    before = journal()
+    push_everything()
+    assert journal() == before
+    other = (
+        "sed 's/goto lb_1/goto lb_2/g' /var/lib/timonel/journal >/tmp/other && cat /tmp/other >/var/lib/timonel/journal"
+    )
+    node.run(["sh", "-c", other])
+    push_everything()
+    assert journal() != before
+    wait_equal(cluster.api, cluster.lab.nodes)
+
+
 def told(api: ApiClient, node: str) -> dict[str, tuple[str, str, int]]:
     """Message -> reason, type and count, of the Events about a Node."""
     found = api.request("GET", f"{CORE}/events?fieldSelector=involvedObject.kind=Node,involvedObject.name={node}")
@@ -551,9 +578,9 @@ def test_pods_behind_a_node_are_inside_once_their_network_is_known(cluster: Clus
 # What many deltas left on each node is what everything at once would be: by the digests.
 DIGESTS = """
 from services_app.models import Node, NodeSync
-from services_app.push.snapshot import expected_digest
+from services_app.push.snapshot import expected
 for node, held in NodeSync.objects.values_list("node_id", "digest"):
-    print(node, held == expected_digest(node, Node.objects.get(name=node).address)[1])
+    print(node, held == expected(node, Node.objects.get(name=node).address).digest)
 """
 
 

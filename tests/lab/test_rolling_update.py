@@ -78,6 +78,6 @@ def test_a_rolling_update_behind_a_load_balancer_loses_nothing(cluster: Cluster)
             node.stop_serving(NEW, address=node.address)
     report = json.loads(said)
     assert report["failed"] == []
-    assert report["left"] == {node.name: 1 for node in lab.nodes}
+    assert {name for name, times in report["left"].items() if times} == {node.name for node in lab.nodes}
     assert report["backends"].keys() == {f"{age}-{node.name}" for age in ("old", "new") for node in lab.nodes}
     assert report["asked"] > 500, report

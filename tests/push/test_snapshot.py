@@ -24,8 +24,8 @@ def test_the_expected_digest_is_that_of_a_push_of_everything(committed_world):
     found = set()
     for name, address in ADDRESSES.items():
         for _ in range(2):  # worked out, and kept
-            revision, expected = snapshot.expected_digest(name, address)
+            expected = snapshot.expected(name, address)
             pushed = snapshot.read_delta(name, address, None, with_base=True)
-            assert (revision, expected) == (pushed.revision, digest(pushed.owners))
-        found.add(expected)
+            assert expected == (pushed.revision, digest(pushed.owners), pushed.node_revision)
+        found.add(expected.digest)
     assert len(found) == 2, "each node has endpoints of its own"
