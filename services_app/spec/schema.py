@@ -172,7 +172,7 @@ _ALWAYS = {
     "TokenReviewStatus": "user",
 }
 # Required in OpenAPI, yet left out when empty.
-_NOT_ALWAYS = {"IPAddressSpec": "", "NamespaceCondition": "", "ObjectReference": "", "ParentReference": ""}
+_NOT_ALWAYS = {"IPAddressSpec", "NamespaceCondition", "ObjectReference", "ParentReference", "TokenReviewSpec"}
 
 # Lists that strategic merge patches merge by key instead of replacing them.
 # Service ports: Kubernetes merges by port alone and so loses one of 53/TCP and 53/UDP (kubernetes#39188).
