@@ -5,13 +5,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services_app.lab.client import CORE, ApiClient, pod, service
 from services_app.lab.cluster import Cluster
+from tests.agents.test_node import eventually
 
 pytestmark = [
     pytest.mark.netns,
@@ -21,13 +21,6 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 NAMESPACE, OLD, NEW = "rolling", 18080, 18081
 GRACE_S = 6
-
-
-def wait_until(is_so: Callable[[], bool], what: str, deadline_s: float = 30) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"not after {deadline_s:g} s: {what}"
-        time.sleep(0.1)
 
 
 def endpoints(api: ApiClient) -> dict[str, bool]:
@@ -63,11 +56,11 @@ def test_a_rolling_update_behind_a_load_balancer_loses_nothing(cluster: Cluster)
         for node in lab.nodes:
             time.sleep(2)  # as an update waits between two nodes, so that the balancer has taken the one before again
             api.request("DELETE", f"{pods}/old-{node.name}?gracePeriodSeconds={GRACE_S}")
-            wait_until(lambda node=node: f"old-{node.name}" not in endpoints(api), "the old Pod is gone")
+            eventually(lambda node=node: f"old-{node.name}" not in endpoints(api), "the old Pod is gone")
             node.stop_serving(OLD, address=node.address)
             node.serve(f"new-{node.name}", NEW, address=node.address)
             api.create(pods, pod(f"new-{node.name}", {"app": "web"}, node.name, {"app": (NEW, "TCP")}))
-            wait_until(lambda node=node: endpoints(api).get(f"new-{node.name}", False), "the new Pod is ready")
+            eventually(lambda node=node: endpoints(api).get(f"new-{node.name}", False), "the new Pod is ready")
         time.sleep(2)
         said, _ = balancer.communicate(timeout=20)
     finally:

@@ -4,8 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from services_app.lab.client import CORE, pod, service
 from services_app.lab.cluster import Cluster
 from services_app.lab.namespaces import outcome
 from services_app.push.tasks import queue_of
+from tests.agents.test_node import eventually
 
 pytestmark = [
     pytest.mark.netns,
@@ -42,13 +42,6 @@ def sessions(cluster: Cluster) -> list[int]:
     ]
 
 
-def wait_until(is_so: Callable[[], bool], what: str, deadline_s: float = 30) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not is_so():
-        assert time.monotonic() < deadline, f"not after {deadline_s:g} s: {what}"
-        time.sleep(0.1)
-
-
 def test_two_workers_share_the_nodes_and_one_takes_over_again(cluster: Cluster) -> None:
     api, nodes = cluster.api, cluster.lab.nodes
     parts = {int(queue_of(node.name).rpartition("-")[2]) % WORKERS for node in nodes}
@@ -62,7 +55,7 @@ def test_two_workers_share_the_nodes_and_one_takes_over_again(cluster: Cluster) 
     address = made["spec"]["clusterIP"]
     for node in nodes:
         outcome(node.ask_until(address, 80, "first", deadline_s=30), 40)
-    wait_until(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session")
+    eventually(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session")
     for number, killed in enumerate(cluster.stack.pids_of("worker"), start=1):
         os.kill(killed, signal.SIGKILL)
         name = f"after-{number}"
@@ -71,5 +64,5 @@ def test_two_workers_share_the_nodes_and_one_takes_over_again(cluster: Cluster) 
         api.request("PATCH", f"{CORE}/namespaces/shop/services/web", {"spec": {"selector": {"app": name}}})
         for node in nodes:
             outcome(node.ask_until(address, 80, name, deadline_s=60), 70)
-        wait_until(lambda: len(cluster.stack.pids_of("worker")) == WORKERS, "the worker is there again")
-        wait_until(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session again", 60)
+        eventually(lambda: len(cluster.stack.pids_of("worker")) == WORKERS, "the worker is there again")
+        eventually(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session again", 60)
