@@ -133,7 +133,9 @@ def note_mode(node: str, mode: str) -> None:
 def note_event(node: str, event: Document) -> None:
     """What an agent said unasked, soon as an Event on its Node. Never waits: it is called by who reads the node's answers."""
     reason, message = str(event.get("reason")), str(event.get("message"))
-    logger.log(logging.INFO if reason in _GOOD_NEWS else logging.WARNING, "node %s: %s reason=%s", node, message, reason)
+    logger.log(
+        logging.INFO if reason in _GOOD_NEWS else logging.WARNING, "node %s: %s reason=%s", node, message, reason
+    )
     if re.fullmatch(r"[A-Z][A-Za-z0-9]{0,127}", reason):
         _events.submit(_tell, node, reason, message[:MAX_MESSAGE])
 
