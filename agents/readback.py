@@ -14,8 +14,8 @@ from ipaddress import IPv6Address
 
 from agents import netlink
 from agents.netlink import SetElement
+from agents.ruleset import sum_of
 
-_MODULUS = 1 << 128
 _PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 
@@ -96,11 +96,8 @@ def elements(ip: str, table: str, container: str) -> Iterator[tuple[str, str]]:
 
 
 def elements_sum(ip: str, table: str, container: str) -> int:
-    """The same number as `nftables.elements_sum` makes of elements that are like these. Raises OSError."""
-    sha256, from_bytes, total = hashlib.sha256, int.from_bytes, 0
-    for key, value in elements(ip, table, container):
-        total += from_bytes(sha256(f"{key}\0{value}".encode()).digest()[:16], "big")
-    return total % _MODULUS
+    """The number that `ruleset.elements_sum` makes of elements that are like these. Raises OSError."""
+    return sum_of(elements(ip, table, container))
 
 
 def chains(ip: str, table: str) -> dict[str, tuple[int, bytes]]:

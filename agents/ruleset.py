@@ -418,9 +418,14 @@ def _classid(number: str) -> str:
 
 def elements_sum(elements: Mapping[str, str]) -> int:
     """An order independent number for key -> value; sums may be added and subtracted (mod 2**128)."""
+    return sum_of(elements.items())
+
+
+def sum_of(elements: Iterable[tuple[str, str]]) -> int:
+    """The same for (key, value), none of them twice."""
     sha256, from_bytes = hashlib.sha256, int.from_bytes
     total = 0
-    for key, value in elements.items():
+    for key, value in elements:
         total += from_bytes(sha256(f"{key}\0{value}".encode()).digest()[:16], "big")
     return total % MODULUS
 
