@@ -178,8 +178,10 @@ class Tables:
         self._learn(self._known)
 
     def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
-        there = netlink.table_chains(family.ip, family.name)
-        with contextlib.suppress(NftRefused):  # somebody changes it meanwhile, or its sets are of other types
+        there: Iterable[str] = ()
+        # Somebody changes it meanwhile, its sets are of other types, or it cannot be read.
+        with contextlib.suppress(NftRefused, OSError):
+            there = netlink.table_chains(family.ip, family.name)
             if there and (script := self._mending(family, elements, links, there)):
                 self._send(script)
                 return
@@ -242,7 +244,7 @@ class Tables:
         self._learn(self._known)
 
     def delete(self) -> str:
-        """Take the tables out of the kernel. For good: see the head of this file."""
+        """Take the tables out of the kernel. For good: new connections would be refused for a moment."""
         for family in self._families.values():
             self._delete(family)
         self._known = {}
@@ -268,7 +270,7 @@ class Tables:
         if lines:
             self._send("\n".join(lines) + "\n")
         self.links = links
-        return bool(lines)
+        return True
 
     def difference(self, elements: Elements | None) -> str:
         """See Plane. Each element and each rule is looked at when somebody else has committed something, by a pace."""
