@@ -102,17 +102,13 @@ def _bring_up_to_date(node: str, wanted: Wanted) -> None:
     address = wanted.address or session.address
     delta = snapshot.read_delta(node, address, since, with_base=session.is_fresh, at_least=wanted.newest)
     if delta.since is not None and not delta.owners:
-        answer = session.ask({"op": "ping"})
-        reports.note_success(node, answer, was_failing=bool(wanted.failures))
-        _tell_state(node, session, answer)
+        _report(node, session, session.ask({"op": "ping"}), wanted)
         return
     close_old_connections()  # back to the pool while the node works
     answer = _send(session, delta, address)
     session.is_fresh = False
     session.held = answer["revision"]
-    full_of = delta.node_revision if delta.since is None else None
-    reports.note_success(node, answer, full_of=full_of, was_failing=bool(wanted.failures))
-    _tell_state(node, session, answer)
+    _report(node, session, answer, wanted, full_of=delta.node_revision if delta.since is None else None)
 
 
 def _holds_everything(node: str, session: AgentSession, greeting: Document, wanted: Wanted) -> bool:
@@ -121,9 +117,14 @@ def _holds_everything(node: str, session: AgentSession, greeting: Document, want
     if greeting.get("digest") != expected.digest or greeting.get("rejected") != {}:
         return False  # with what is rejected comes why
     answer = session.ask({"op": "ping"})  # raises what keeps it from being in force
-    reports.note_success(node, answer, full_of=expected.node_revision, was_failing=bool(wanted.failures))
-    _tell_state(node, session, answer)
+    _report(node, session, answer, wanted, full_of=expected.node_revision)
     return True
+
+
+def _report(node: str, session: AgentSession, answer: Document, wanted: Wanted, *, full_of: int | None = None) -> None:
+    """Note what the agent answered. full_of: as for `reports.note_success`."""
+    reports.note_success(node, answer, full_of=full_of, was_failing=bool(wanted.failures))
+    _tell_state(node, session, answer)
 
 
 def _tell_state(node: str, session: AgentSession, answer: Document) -> None:
