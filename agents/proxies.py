@@ -149,8 +149,7 @@ class HAProxy:
         """How many connections of clients it has now; 0 when it does not say."""
         with contextlib.suppress(AgentError):
             told = dict(line.split(": ", 1) for line in self._ask(["show info"])[0].splitlines() if ": " in line)
-            # Its own to this socket is one of them.
-            return max(int(told.get("CurrConns", "1")) - 1, 0)
+            return int(told.get("CurrConns", "0"))  # without those to this socket
         return 0
 
     def has(self, peer_port: int, servers: Mapping[Listener, Servers]) -> bool:

@@ -109,6 +109,20 @@ class TestUserspace(InTables):
         wait_until_told(world, f"changed haproxy's servers of {listener}")
         assert (listener, server, "0") in servers(world)
 
+    def test_leaving_the_mode_tells_how_many_connections_stay(self, world: World) -> None:
+        world.send(web=Given({"inside": "ready"}))
+        places = ("other", "outside", "node")
+        for place in places:
+            world.places[place].stream("kept", *world.way("web", "node port", 4), kept=True)
+        eventually(lambda: "CurrConns: 3" in ask(world, "show info"), "haproxy has them")
+        world.agent.events.clear()
+        world.configure("nftables")
+        wait_until_told(world, "3 connections stay with haproxy until they end")
+        for place in places:
+            report = world.places[place].stream_end("kept")
+            assert report["failed"] == 0, report
+        world.configure(self.mode)
+
     def test_what_proxies_cannot_is_refused_and_the_rest_served(self, world: World) -> None:
         world.send(web=Given({"inside": "ready"}), signals=Given({"inside": "ready"}, "sctp"))
         assert world.rejected["shop/signals"]["reason"] == "ProtocolUnsupported"
