@@ -296,18 +296,20 @@ class Redirecting(ruleset.Family):
         return {**found, f"peer {ports.peer}": ""} if ports.peer else found
 
 
-FAMILIES = {
-    family.driver: Redirecting(
-        family.driver,
-        family.ip,
-        family.address,
-        family.node_port_address,
-        family.affinity,
-        family.client,
-        "timonel_userspace",
-    )
-    for family in (ruleset.IPV4, ruleset.IPV6)
-}
+def families() -> dict[str, Redirecting]:
+    """Driver -> its family, for one plane: that knows the rules of its chains."""
+    return {
+        family.driver: Redirecting(
+            family.driver,
+            family.ip,
+            family.address,
+            family.node_port_address,
+            family.affinity,
+            family.client,
+            "timonel_userspace",
+        )
+        for family in (ruleset.IPV4, ruleset.IPV6)
+    }
 
 
 def _guard_script(family: Redirecting, ports: Ports) -> str:
@@ -439,7 +441,8 @@ class Userspace:
         self._directory, self._run = directory / "userspace", run_directory / "userspace"
         self._haproxy = proxies.HAProxy(self._directory, self._run)
         self._nginx = proxies.Nginx(self._directory, self._run)
-        self._tables = nftables.Tables(families=FAMILIES)
+        self._families = families()
+        self._tables = nftables.Tables(families=self._families)
         self._sides: dict[str, _Side] = {}  # what is in force; only `refill` or `take_over` may follow when it is empty
         self._served: dict[GroupKey, Served] = {}
         self._guarded: dict[str, Set[str]] = {}  # driver -> elements of the table that guard listeners
@@ -453,7 +456,7 @@ class Userspace:
 
     def commit(self, changes: Mapping[str, Change]) -> None:
         """Apply a change: proxies first, then both tables in one transaction, then what is not needed any more."""
-        changes = {driver: changes[driver] for driver in FAMILIES if changes.get(driver)}
+        changes = {driver: changes[driver] for driver in self._families if changes.get(driver)}
         if changes.keys() - self._sides.keys():
             raise Refused("ProxyUnknown", "cannot change the tables of mode userspace: their content is unknown")
         sides, self._sides = self._sides, {}  # whatever fails on the way, everything is looked at again
@@ -475,17 +478,17 @@ class Userspace:
         for driver, change in passed.items():
             for element, value in change.deletes.items():
                 if value.startswith("goto ") and change.adds.get(element) != value:
-                    FAMILIES[driver].rules.pop(value.removeprefix("goto "), None)
+                    self._families[driver].rules.pop(value.removeprefix("goto "), None)
         self._sides = sides
         self._finish(left)
 
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make everything exactly this; established connections go on. O(everything)."""
         self._sides = {}
-        state = _State(elements)
+        state = _State(self._families, elements)
         self._note({**dict.fromkeys(self._served), **state.served})
         left = self._prepare({**dict.fromkeys(self._ports.listeners), **state.served}, None)
-        for family in FAMILIES.values():
+        for family in self._families.values():
             family.rules.clear()
         self._tables.refill(state.elements(self._served, self._ports, left), ())
         self._finish(left)
@@ -493,7 +496,7 @@ class Userspace:
 
     def take_over(self, elements: Elements, links: Iterable[str]) -> None:
         """Go on with what another process left for these elements."""
-        state = _State(elements)
+        state = _State(self._families, elements)
         self._served = state.served
         self._tables.take_over(state.elements(self._served, self._ports), ())
         if self._ports.tcp:
@@ -507,7 +510,7 @@ class Userspace:
             if not self._sides:
                 return "what is in the tables of mode userspace is unknown"
             return self._tables.difference(None) or self._difference_of_proxies()
-        state = _State(elements)
+        state = _State(self._families, elements)
         if not state.has_ports(self._ports):
             return "there are Services without a port of this host"
         self._served = state.served
@@ -519,7 +522,7 @@ class Userspace:
 
     def objection(self, elements: Elements, links: Iterable[str]) -> str:
         """Why nft or the kernel would not take exactly these, or there are not ports enough; nothing is changed."""
-        state, trial = _State(elements), self._ports.trial()
+        state, trial = _State(self._families, elements), self._ports.trial()
         try:
             trial.assign(state.served)
         except Refused as err:
@@ -597,7 +600,7 @@ class Userspace:
             ports.save()
         if passed is None:
             nftables.run_nft(
-                "".join(_guard_script(family, ports) for family in self._families()), self._tables.timeout_s
+                "".join(_guard_script(family, ports) for family in self._listening()), self._tables.timeout_s
             )
         elif news.has_tcp or news.has_udp:
             self._guard(passed, left.values())
@@ -635,7 +638,7 @@ class Userspace:
 
     def _guard(self, passed: dict[str, Change], left: Iterable[Listener]) -> None:
         """Keep everybody off the listeners that are about to be, and with the change that follows off those only."""
-        wanted = {driver: FAMILIES[driver].guarded(self._ports, left).keys() for driver in self._guarded}
+        wanted = {driver: self._families[driver].guarded(self._ports, left).keys() for driver in self._guarded}
         self._tables.commit(
             {driver: Change({}, dict.fromkeys(held - self._guarded[driver], "")) for driver, held in wanted.items()}
         )
@@ -648,10 +651,10 @@ class Userspace:
         self._sides = state.sides
         self._guarded = {driver: side.family.guarded(self._ports).keys() for driver, side in state.sides.items()}
 
-    def _families(self) -> list[Redirecting]:
+    def _listening(self) -> list[Redirecting]:
         """Those that have listeners, and IPv4."""
         drivers = {key[0] for key in self._served} | {ruleset.IPV4.driver}
-        return [family for driver, family in FAMILIES.items() if driver in drivers]
+        return [family for driver, family in self._families.items() if driver in drivers]
 
     def _difference_of_proxies(self) -> str:
         if self._ports.tcp and (other := self._haproxy.difference()):
@@ -667,11 +670,12 @@ def _ip_version(endpoint: Endpoint) -> list[str]:
 class _State:
     """What elements ask for. served: by group."""
 
-    def __init__(self, elements: Elements) -> None:
+    def __init__(self, families: Mapping[str, Redirecting], elements: Elements) -> None:
+        self._families = families
         self.sides: dict[str, _Side] = {}
         self.served: dict[GroupKey, Served] = {}
         self._passed: dict[str, dict[str, str]] = {}
-        for driver, family in FAMILIES.items():
+        for driver, family in families.items():
             held = elements.get(driver) or {}
             if not held and family.ip != "ip":
                 continue
@@ -693,7 +697,9 @@ class _State:
         self, served: Mapping[GroupKey, Served], ports: Ports, left: Iterable[Listener] = ()
     ) -> dict[str, dict[str, str]]:
         """Driver -> all elements of its table. left: listeners that are about to be spare."""
-        found = {driver: {**held, **FAMILIES[driver].guarded(ports, left)} for driver, held in self._passed.items()}
+        found = {
+            driver: {**held, **self._families[driver].guarded(ports, left)} for driver, held in self._passed.items()
+        }
         for key, one in served.items():
-            found[key[0]] |= one.elements(key, FAMILIES[key[0]], ports)
+            found[key[0]] |= one.elements(key, self._families[key[0]], ports)
         return found

@@ -32,7 +32,7 @@ def in_nftables(elements: Elements) -> list[str]:
 
 def in_userspace(elements: Elements) -> list[str]:
     plane = userspace.Userspace(DIRECTORY, RUN_DIRECTORY)
-    state = userspace._State(elements)
+    state = userspace._State(plane._families, elements)
     if not state.has_ports(plane._ports):
         return ["a Service has no port"]
     said = plane.difference(elements)
