@@ -281,7 +281,10 @@ class Node:
             self.repair()
             return "what was pushed was not in force"
         if what := self._difference():
-            self.repair()
+            try:
+                self.repair()
+            except AgentError as err:
+                raise AgentError(err.reason, f"{what}, and this is not repaired yet: {err.message}") from err
             return what
         if self._is_mode_possible():
             self.repair()

@@ -35,6 +35,7 @@ MAX_FILES = 200_000  # HAProxy has two for a connection; the host's own limit ma
 MAX_FLOWS = 32_768  # of UDP at a time
 _HEAD = "# Written by Timonel's agent; changes are lost."
 _DONE = {"", "New server registered."}
+_PROMPT = "\n> "
 _MANY_BYTES = 8000  # of commands at once; HAProxy takes 16 kB
 
 
@@ -217,24 +218,16 @@ class HAProxy:
             with socket.socket(socket.AF_UNIX) as control:
                 control.settimeout(10)
                 control.connect(str(self._socket))
-                control.sendall(";".join(commands).encode() + b"\n")
+                control.sendall("\n".join(["prompt", *commands, "quit"]).encode() + b"\n")
                 while part := control.recv(1 << 18):
                     said += part
         except OSError as err:
             raise AgentError("ProxyFailed", f"cannot reach haproxy at {self._socket}: {err}") from err
-        text = said.decode(errors="replace")
-        if len(commands) == 1:
-            return [text.strip("\n") if text.strip("\n") else ""]
-        # Each answer ends with an empty line; one that says nothing is that line alone.
-        answers: list[str] = []
-        lines: list[str] = []
-        for line in text.split("\n")[:-1]:
-            if line:
-                lines.append(line)
-            else:
-                answers.append("\n".join(lines))
-                lines = []
-        return answers
+        # A prompt follows each answer, that to "prompt" as well: without, some answers end with an empty line, some not.
+        answers = said.decode(errors="replace").split(_PROMPT)[1:-1]
+        if len(answers) != len(commands):
+            raise AgentError("ProxyFailed", f"haproxy at {self._socket} hung up amid its answers")
+        return [answer.strip("\n") for answer in answers]
 
 
 def _general(control: Path, peer_port: int) -> str:

@@ -457,8 +457,9 @@ class Userspace:
     def commit(self, changes: Mapping[str, Change]) -> None:
         """Apply a change: proxies first, then both tables in one transaction, then what is not needed any more."""
         changes = {driver: changes[driver] for driver in self._families if changes.get(driver)}
-        if changes.keys() - self._sides.keys():
-            raise Refused("ProxyUnknown", "cannot change the tables of mode userspace: their content is unknown")
+        if missing := changes.keys() - self._sides.keys():
+            why = f"cannot change tables of mode userspace that are not there yet, or not known: {', '.join(sorted(missing))}"
+            raise Refused("ProxyUnknown", why)
         sides, self._sides = self._sides, {}  # whatever fails on the way, everything is looked at again
         passed: dict[str, Change] = {}
         before: dict[GroupKey, Served | None] = {}

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -37,7 +38,16 @@ class Agent:
             node.inside(["python3", AGENT, "serve"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.events: list[Message] = []
+        self._node = node
         self._number = 0
+        self._logged = 0
+
+    def logged(self) -> list[str]:
+        """The lines in the node's log since this was asked last."""
+        lines = self._node.run(["cat", "/var/lib/timonel/agent.log"]).stdout.splitlines()
+        new, self._logged = lines[self._logged :], len(lines)
+        print(*new, sep="\n", file=sys.stderr)  # for who looks at a failed test
+        return new
 
     def told(self) -> list[str]:
         """The reasons of all events so far."""
