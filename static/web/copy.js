@@ -8,11 +8,12 @@
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      return; // not allowed by the browser: the text can still be selected
+      window.prompt("The browser does not let this page copy. Copy it from here:", text);
+      return;
     }
+    if (button.classList.contains("is-copied")) return; // shown already
+    const before = button.getAttribute("aria-label");
     button.classList.add("is-copied");
-    const before = button.dataset.label ?? button.getAttribute("aria-label");
-    button.dataset.label = before;
     button.setAttribute("aria-label", "Copied");
     setTimeout(function () {
       button.classList.remove("is-copied");

@@ -11,9 +11,10 @@
   let retry = 0;
   let heardAt = new Date();
 
-  // What a person opened stays open when the fragment is renewed.
+  // What a person opened stays open when the fragment is renewed, and what was copied is still said for its moment.
   Idiomorph.defaults.callbacks.beforeAttributeUpdated = function (name, node) {
-    return !(name === "open" && node.tagName === "DETAILS");
+    if (name === "open") return node.tagName !== "DETAILS";
+    return !(["class", "aria-label"].includes(name) && node.classList.contains("is-copied"));
   };
 
   function show(state) {

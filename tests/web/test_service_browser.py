@@ -215,9 +215,29 @@ def test_a_text_is_copied(visit):
     page = visit.page
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=visit.url)
     visit.open("/ui/services/shop/storefront/")
-    page.get_by_role("button", name="Copy 192.0.2.11:30080").click()
-    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    copy = page.get_by_role("button", name="Copy 192.0.2.11:30080")
+    copy.evaluate("""button => {
+        const original = button.outerHTML;
+        window.shown = new Promise(resolve => new MutationObserver(() => {
+            Idiomorph.morph(button, original); // as when the fragment is renewed in this very moment
+            resolve([button.getAttribute("aria-label"), button.className]);
+        }).observe(button, {attributeFilter: ["aria-label"]}));
+    }""")
+    copy.click()
+    label, classes = page.evaluate("window.shown")
+    assert (label, "is-copied" in classes) == ("Copied", True)
     assert page.evaluate("navigator.clipboard.readText()") == "192.0.2.11:30080"
+    expect(copy).to_be_visible()
+
+
+def test_a_text_that_may_not_be_copied_is_shown(visit):
+    page = visit.page
+    page.on("dialog", lambda dialog: dialog.dismiss())
+    page.add_init_script("navigator.clipboard.writeText = () => Promise.reject(new DOMException('', 'NotAllowedError'))")
+    visit.open("/ui/services/shop/storefront/")
+    with page.expect_event("dialog") as dialog:
+        page.get_by_role("button", name="Copy 192.0.2.11:30080").click()
+    assert dialog.value.default_value == "192.0.2.11:30080"
 
 
 def test_the_page_of_a_service_stays_open_where_it_was_opened(visit):
