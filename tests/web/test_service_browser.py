@@ -233,7 +233,9 @@ def test_a_text_is_copied(visit):
 def test_a_text_that_may_not_be_copied_is_shown(visit):
     page = visit.page
     page.on("dialog", lambda dialog: dialog.dismiss())
-    page.add_init_script("navigator.clipboard.writeText = () => Promise.reject(new DOMException('', 'NotAllowedError'))")
+    page.add_init_script(
+        "navigator.clipboard.writeText = () => Promise.reject(new DOMException('', 'NotAllowedError'))"
+    )
     visit.open("/ui/services/shop/storefront/")
     with page.expect_event("dialog") as dialog:
         page.get_by_role("button", name="Copy 192.0.2.11:30080").click()
