@@ -1,9 +1,15 @@
-"""The agent as one file that Python runs: the zipapp that enrolment places on a node. The server's side only."""
+"""The agent as one file that Python runs: the zipapp that enrolment places on a node. The server's side only.
+
+Beside the sources it holds what this Python compiles them to: a node of the same Python (Debian's) starts in a third of the time
+and with less memory. Any other passes over that and compiles the sources itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import marshal
 import re
 import zipfile
 from dataclasses import dataclass
@@ -37,9 +43,17 @@ def build_zipapp(package: Path = Path(__file__).parent) -> Program:
     file = io.BytesIO()
     file.write(b"#!/usr/bin/env python3\n")
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in [("__main__.py", _MAIN), *sources.items()]:
+        compiled = {f"{name}c": _compiled(name, content) for name, content in sources.items()}
+        for name, content in {"__main__.py": _MAIN, **sources, **compiled}.items():
             archive.writestr(zipfile.ZipInfo(name, _TIME), content, zipfile.ZIP_DEFLATED)
     return Program(version, file.getvalue())
+
+
+def _compiled(name: str, content: bytes) -> bytes:
+    """A .pyc file that holds whatever its source's time is (PEP 552: by a hash that nobody asks for)."""
+    flags = (1).to_bytes(4, "little")
+    code = marshal.dumps(compile(content, name, "exec", dont_inherit=True))
+    return importlib.util.MAGIC_NUMBER + flags + importlib.util.source_hash(content) + code
 
 
 def _sources(package: Path) -> dict[str, bytes]:

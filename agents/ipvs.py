@@ -196,7 +196,7 @@ class Servers:
     """Plane of mode ipvs (see agents/planes.py)."""
 
     def __init__(self, directory: Path) -> None:
-        self._tables = nftables.Tables(families=FAMILIES)
+        self._tables = nftables.Tables(families=FAMILIES, memory=directory / "ipvs-chains.json")
         self._before = host.Before(directory / "ipvs-before.json")
         self._made: set[Key] = set()  # by this process, whatever flags they have now
         self._forget()

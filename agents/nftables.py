@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from agents import netlink, process, readback, ruleset
+from agents import files, netlink, process, readback, ruleset
 from agents.errors import AgentError, NftRefused
 from agents.pace import Pace
 from agents.ruleset import FAMILIES, Family, elements_sum
@@ -46,6 +49,9 @@ def _complaint(said: str, script: str) -> str:
 _FEW = 4  # changes of one part in so many of a table are worth being told from the rest
 
 
+_Seen = dict[str, list[str]]  # chain -> what stands for its spelling, and for its rules in the kernel
+
+
 @dataclass
 class _Known:
     """What this process knows of a table.
@@ -77,6 +83,23 @@ class _Known:
         chains = ruleset.chains_after(self.family, self.chains, change)
         seen = {name: what for name, what in self.seen.items() if name not in self.chains or name in chains}
         return _Known(self.family, {name: part % ruleset.MODULUS for name, part in sums.items()}, chains, seen)
+
+    def remember(self, remembered: _Seen) -> None:
+        """Take chains for seen as another process saw them, when it would write them as this one does."""
+        spelled = self._spelled(remembered)
+        self.seen |= {
+            name: bytes.fromhex(what) for name, (text, what) in remembered.items() if spelled.get(name) == text
+        }
+
+    def to_remember(self) -> _Seen:
+        """The same for another process."""
+        spelled = self._spelled(self.seen)
+        return {name: [spelled[name], what.hex()] for name, what in sorted(self.seen.items()) if name in spelled}
+
+    def _spelled(self, names: Iterable[str]) -> dict[str, str]:
+        """Chain -> what stands for its hook and rules, of those it should have."""
+        chains = self.family.chains(self.chains)
+        return {name: hashlib.sha256(repr(chains[name]).encode()).hexdigest()[:32] for name in names if name in chains}
 
     def learn(self) -> None:
         """See how the kernel has chains that were written just now."""
@@ -119,7 +142,10 @@ class Tables:
         check: Callable[[str, float], None] = check_nft,
         timeout_s: float = 10.0,
         families: Mapping[str, Family] = FAMILIES,
+        memory: Path | None = None,
     ) -> None:
+        """memory: a file where another process finds how this one left the chains."""
+        self._memory = memory
         self._run, self._check, self._families = run, check, families
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
@@ -207,7 +233,8 @@ class Tables:
                     wrong[key] = value
         if len(missing) + len(wrong) > max(len(elements) // _FEW, _FEW):
             return ""
-        seen = known.seen if (known := self._known.get(family.driver)) else {}
+        known = self._known.get(family.driver) or self._remembered(_Known(family, {}, family.chains_of(elements)))
+        seen = known.seen
         chains = readback.chains(family.ip, family.name)
         right = {name for name, (_, what) in chains.items() if seen.get(name) == what}
         return ruleset.mend_script(family, elements, wrong, missing, there, right)
@@ -237,7 +264,7 @@ class Tables:
                     f"flush set {known.family.table} same_link",
                     *ruleset.link_commands(known.family, "add", links),
                 ]
-            then[driver] = known
+            then[driver] = self._remembered(known)
         if lines:
             self._send("\n".join(lines) + "\n")
         self._known, self.links = then, links
@@ -248,6 +275,8 @@ class Tables:
         for family in self._families.values():
             self._delete(family)
         self._known = {}
+        if self._memory is not None:
+            self._memory.unlink(missing_ok=True)
         return ""
 
     def _delete(self, family: Family) -> None:
@@ -321,6 +350,18 @@ class Tables:
         with contextlib.suppress(OSError):  # then by the next look
             for driver in drivers:
                 self._known[driver].learn()
+        if self._memory is not None:
+            with contextlib.suppress(AgentError):  # then another process writes all chains anew
+                files.replace(
+                    self._memory, json.dumps({one: known.to_remember() for one, known in self._known.items()})
+                )
+
+    def _remembered(self, known: _Known) -> _Known:
+        """The same with the chains that another process saw."""
+        if self._memory is not None:
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):  # no file, or none of ours
+                known.remember(json.loads(self._memory.read_text()).get(known.family.driver, {}))
+        return known
 
     def leftovers(self) -> list[str]:
         """The tables that are there."""

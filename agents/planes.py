@@ -65,7 +65,7 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "nftables": Kind(lambda directory, run_directory: nftables.Tables()),
+    "nftables": Kind(lambda directory, run_directory: nftables.Tables(memory=directory / "chains.json")),
     "iptables": Kind(lambda directory, run_directory: iptables.Rules(directory), iptables.lacks, iptables.judge),
     "ipvs": Kind(lambda directory, run_directory: ipvs.Servers(directory), ipvs.lacks),
     "userspace": Kind(userspace.Userspace, userspace.lacks, userspace.judge),

@@ -292,10 +292,12 @@ def apply(
     barred = barred or {}
     faults: dict[str, Refusal] = {}
     changed: dict[str, dict[Element, str]] = {}
+    values: dict[str, str] = {}  # each text once: many Services have the same endpoints
     for owner, resources in owners.items():
         held: dict[Element, str] = {}
         for driver, key, value in resources:
             driver = intern(driver)  # a few words, a quarter of a million times
+            value = values.setdefault(value, value)
             if held.setdefault((driver, key), value) != value:
                 message = f"cannot apply {driver} {key!r}: given twice with different values"
                 faults[owner] = Refusal("ElementConflict", message)

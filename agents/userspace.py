@@ -442,7 +442,7 @@ class Userspace:
         self._haproxy = proxies.HAProxy(self._directory, self._run)
         self._nginx = proxies.Nginx(self._directory, self._run)
         self._families = families()
-        self._tables = nftables.Tables(families=self._families)
+        self._tables = nftables.Tables(families=self._families, memory=self._directory / "chains.json")
         self._sides: dict[str, _Side] = {}  # what is in force; only `refill` or `take_over` may follow when it is empty
         self._served: dict[GroupKey, Served] = {}
         self._guarded: dict[str, Set[str]] = {}  # driver -> elements of the table that guard listeners

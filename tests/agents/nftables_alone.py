@@ -5,7 +5,9 @@ Ends at the first check that fails; run by test_readback.py.
 
 import re
 import subprocess
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from agents import nftables, readback
@@ -186,6 +188,40 @@ def another_process_goes_on(tables: Tables) -> None:
     assert difference(other) == "somebody changed chain flagged of table ip6 timonel"
 
 
+def handle_of(rule: str, chain: str) -> str:
+    """The kernel's number for a rule; another one when it has been written anew."""
+    listed = nft("-a", "list", "chain", "ip", "timonel", chain)
+    found = re.search(rf"{rule}.* # handle ([0-9]+)", listed)
+    assert found, listed
+    return found[1]
+
+
+def another_process_knows_the_chains(memory: Path) -> None:
+    """What was changed while no process ran is found, and what was not is left alone."""
+    Tables(timeout_s=60, memory=memory).refill(HELD, LINKS)
+    nft(f"replace rule ip timonel lb_2 handle {handle_of('numgen', 'lb_2')} meta priority set numgen inc mod 2")
+    other = Tables(timeout_s=60, memory=memory)
+    assert other.difference(HELD) == ""
+    other.take_over(HELD, LINKS)
+    assert difference(other) == "somebody changed chain lb_2 of table ip timonel"
+    kept, changed = handle_of("vmap @groups", "dispatch"), handle_of("numgen", "lb_2")
+    third = Tables(timeout_s=60, memory=memory)
+    third.refill(HELD, LINKS)
+    assert handle_of("vmap @groups", "dispatch") == kept
+    assert handle_of("numgen random mod 2", "lb_2") != changed
+    assert difference(third) == ""
+    for damage in ("", "{", "[]", '{"nft4": []}', '{"nft4": {"lb_2": ["x"]}}', '{"nft4": {"lb_2": ["x", "y"]}}'):
+        memory.write_text(damage)
+        other = Tables(timeout_s=60, memory=memory)
+        other.refill(HELD, LINKS)
+        assert difference(other) == "", damage
+    assert handle_of("vmap @groups", "dispatch") != kept
+    nft("delete table ip timonel")  # as by a boot
+    other = Tables(timeout_s=60, memory=memory)
+    other.refill(HELD, LINKS)
+    assert difference(other) == ""
+
+
 def main() -> None:
     tables = Tables(timeout_s=60)
     tables.refill(HELD, LINKS)
@@ -194,6 +230,8 @@ def main() -> None:
     what_others_do_is_no_damage(tables)
     a_look_has_a_pace(tables)
     another_process_goes_on(tables)
+    with tempfile.TemporaryDirectory() as directory:
+        another_process_knows_the_chains(Path(directory) / "chains.json")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """A newer agent takes an agent's place: with the control plane's signature only, and never an older release."""
 
+import io
 import os
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -144,3 +147,21 @@ def test_a_signer_that_is_no_plain_key_is_refused(tmp_path: Path, public: str) -
 def test_equal_sources_make_equal_programs(tmp_path: Path) -> None:
     assert build_zipapp() == build_zipapp()
     assert built(tmp_path, "0.1.0", more="\n# changed\n").version != build_zipapp().version
+
+
+@pytest.mark.parametrize("left", [".pyc", ".py"])
+def test_a_program_runs_from_what_is_compiled_or_where_python_is_another_from_its_sources(
+    tmp_path: Path, left: str
+) -> None:
+    """What is not used is spoilt: the sources' text, or the compiled form's mark of its Python."""
+    program = build_zipapp()
+    with zipfile.ZipFile(io.BytesIO(program.content)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "agent.pyz", "w") as archive:
+        for name, content in files.items():
+            spoilt = name.startswith("agents/") and not name.endswith(left)
+            archive.writestr(name, b"????" + content[4:] if spoilt else content)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "agent.pyz", "--version"], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert done.stdout.strip() == program.version
