@@ -3,10 +3,13 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from services_app.lab.client import CORE, pod, service
@@ -66,3 +69,28 @@ def test_two_workers_share_the_nodes_and_one_takes_over_again(cluster: Cluster) 
             outcome(node.ask_until(address, 80, name, deadline_s=60), 70)
         eventually(lambda: len(cluster.stack.pids_of("worker")) == WORKERS, "the worker is there again")
         eventually(lambda: sessions(cluster) == [1] * len(nodes), "every node has one session again", 60)
+
+
+def test_a_lost_claim_is_made_anew_by_a_look_of_the_workers(cluster: Cluster) -> None:
+    """Every three minutes; asked for here. The look is a process of its own, and has what it needs there."""
+    api, stack = cluster.api, cluster.stack
+    api.ensure_namespace("repaired")
+    path = f"{CORE}/namespaces/repaired/services"
+    address = api.create(path, service("web", {"app": "web"}, [{"port": 80}]))["spec"]["clusterIP"]
+    with psycopg.connect(stack.database_url, autocommit=True) as database:
+        lost = database.execute("DELETE FROM services_app_clusteripclaim WHERE address = %s", [address])
+        assert lost.rowcount == 1
+        command = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "services_app.celery",
+            "call",
+            "services_app.push.tasks.repair",
+        ]
+        subprocess.run(command, env=stack.environment, capture_output=True, timeout=60, check=True)
+        claims = "SELECT count(*) FROM services_app_clusteripclaim WHERE address = %s"
+        eventually(lambda: database.execute(claims, [address]).fetchone() == (1,), "the claim is back", 60)
+    reasons = [event["reason"] for event in api.request("GET", f"{CORE}/namespaces/repaired/events")["items"]]
+    assert reasons == ["ClusterIPNotAllocated"]
