@@ -39,14 +39,17 @@ class UdpFlows:
         """Start again from all elements."""
         self._frontends, self._groups, self._marks = {}, {}, {}
         self._slots.clear()
-        elements = list(elements)
+        slots: list[tuple[str, str]] = []
         for key, value in elements:
-            if is_udp_frontend(key):
+            if key.startswith("slots "):
+                slots.append((key, value))
+            elif is_udp_frontend(key):
                 self._frontends.setdefault(value, set()).add(key)
                 self._relate(value, group_of(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
-        self._slots.update(_slots((key, value) for key, value in elements if self._is_udp(_group_of_slot(key))))
+        if self._marks:
+            self._slots.update(_slots((key, value) for key, value in slots if self._is_udp(_group_of_slot(key))))
 
     def follow(self, change: Change) -> list[list[str]]:
         """Note a change; the arguments of the conntrack commands to run once it is committed. O(change)."""
@@ -55,7 +58,7 @@ class UdpFlows:
                 self._relate(value, group_of(value))
             elif key.startswith("to_cluster "):
                 self._relate(key.split()[1], value)
-        gone, new = list(_slots(change.deletes.items())), list(_slots(change.adds.items()))
+        gone = list(_slots(change.deletes.items()))
         were_udp = {group for group in {slot[0] for slot in gone} if self._is_udp(group)}
         commands: list[list[str]] = []
         for key, mark in change.deletes.items():
@@ -77,6 +80,8 @@ class UdpFlows:
                     for frontend in sorted(self._frontends.get(mark, ()))
                     for group in sorted(self._groups.get(mark, ()))
                 ]
+        # Where no group is UDP and none loses a slot, as in the first push of many, they need not be read.
+        new = list(_slots(change.adds.items())) if self._marks or gone else []
         self._slots.subtract(gone)
         self._slots.update(slot for slot in new if self._is_udp(slot[0]))
         # To hold fewer slots than before, or another one, is no loss.

@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from agents.state import Refusal, State, apply
+from agents.version import VERSION
 
 Message = dict[str, Any]
 
 
 class Journal:
-    """One file; at most one process writes it (see agents.lock)."""
+    """One file; at most one process writes it (see agents.lock).
+
+    is_own: all that is in it was judged by this very agent; another one may have taken what this one cannot read.
+    """
 
     def __init__(self, path: Path, least_size: int = 1 << 20) -> None:
         """least_size: in bytes; a shorter file is not rewritten."""
@@ -26,11 +30,13 @@ class Journal:
         self._least_size = least_size
         self._base_size = 0
         self._size = 0
+        self.is_own = True
 
     def load(self) -> State:
         """The state as of the last whole line; an empty one when there is no file. Changes nothing on the disk."""
         state = State()
         whole = 0
+        self.is_own = True
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -40,6 +46,7 @@ class Journal:
             if message is None:
                 break
             whole += len(line)
+            self.is_own &= message.get("agent") == VERSION or not message["owners"]
             if "cluster" in message:
                 state = State(message["cluster"])
                 self._base_size = len(line)
@@ -53,7 +60,7 @@ class Journal:
 
     def append(self, revision: int, since: int | None, owners: Message, barred: dict[str, Refusal]) -> None:
         """Note a push that is about to be applied. Raises OSError; the file is as before then."""
-        line = _line({"revision": revision, "since": since, "owners": owners, **_barred(barred)})
+        line = _line({"agent": VERSION, "revision": revision, "since": since, "owners": owners, **_barred(barred)})
         try:
             with open(self.path, "ab") as file:
                 if file.tell() != self._size:
@@ -72,7 +79,11 @@ class Journal:
 
     def begin(self, cluster: str | None, revision: int, owners: Message, barred: dict[str, Refusal]) -> None:
         """Note a full push that is about to be applied: nothing before it matters. Raises OSError as `append`."""
-        line = _line({"cluster": cluster, "revision": revision, "since": None, "owners": owners, **_barred(barred)})
+        self._begin({"agent": VERSION, "cluster": cluster, "revision": revision, "owners": owners, **_barred(barred)})
+        self.is_own = True
+
+    def _begin(self, message: Message) -> None:
+        line = _line({"since": None, **message})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = self.path.with_name(self.path.name + ".new")
         try:
@@ -89,7 +100,8 @@ class Journal:
     def rewrite(self, state: State) -> None:
         """Replace the file by the state alone, whole or not at all."""
         barred = {owner: why for owner, why in state.refused.items() if owner in state.barred}
-        self.begin(state.cluster, state.revision, state.resources(), barred)
+        message = {"cluster": state.cluster, "revision": state.revision, "owners": state.resources(), **_barred(barred)}
+        self._begin({**message, **({"agent": VERSION} if self.is_own else {})})
 
 
 def _barred(refusals: dict[str, Refusal]) -> Message:

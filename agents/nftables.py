@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from agents import files, netlink, process, readback, ruleset
@@ -195,32 +196,31 @@ class Tables:
                 self._known.pop(driver, None)
                 self._delete(family)
                 continue
-            with ThreadPoolExecutor(1) as beside:
-                done = beside.submit(self._refill, family, held, links)
-                known = _Known.of(family, held)  # while nft and the kernel work
-                done.result()
-            self._known[driver] = known
+            self._known[driver] = self._refill(family, held, links)
         self.links = links
         self._learn(self._known)
 
-    def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> None:
+    def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> _Known:
+        """What is known of the table then: worked out while nft and the kernel do the rest."""
         there: Iterable[str] = ()
+        known = cache(lambda: _Known.of(family, elements))
         # Somebody changes it meanwhile, its sets are of other types, or it cannot be read.
         with contextlib.suppress(NftRefused, OSError):
             there = netlink.table_chains(family.ip, family.name)
             if there and (script := self._mending(family, elements, links, there)):
-                self._send(script)
-                return
+                self._send(script, known)
+                return known()
         try:
-            self._send(ruleset.refill_script(family, elements, links, there))
+            self._send(ruleset.refill_script(family, elements, links, there), known)
         except NftRefused as err:
             if "Message too long" in err.message:  # a netlink socket of an unprivileged user namespace
                 for part in ruleset.refill_parts(family, elements, links):
                     self._send(part)
-                return
+                return known()
             # A table of this name with sets of other types. Nothing less than a new one helps.
             script = ruleset.refill_script(family, elements, links)
             self._send(f"add table {family.table}\ndelete table {family.table}\n{script}")
+        return known()
 
     def _mending(self, family: Family, elements: Mapping[str, str], links: Iterable[str], there: Iterable[str]) -> str:
         """A transaction that changes only what is wrong, "" when that is too much: to read it takes less than to write it."""
@@ -371,10 +371,17 @@ class Tables:
         ours = {family.table for family in self._families.values()}
         return [line for line in tables if line.removeprefix("table ") in ours]
 
-    def _send(self, script: str) -> None:
-        before = netlink.ruleset_generation()
+    def _send(self, script: str, meanwhile: Callable[[], object] | None = None) -> None:
+        """meanwhile: what this process has to do until nft and the kernel have done theirs."""
+        before, timeout_s = netlink.ruleset_generation(), self.timeout_s + len(script) / 1e6
         try:
-            self._run(script, self.timeout_s + len(script) / 1e6)
+            if meanwhile is None:
+                self._run(script, timeout_s)
+            else:
+                with ThreadPoolExecutor(1) as beside:
+                    running = beside.submit(self._run, script, timeout_s)
+                    meanwhile()
+                    running.result()
         except NftRefused:
             raise  # nothing happened: what is known stays true
         except AgentError:

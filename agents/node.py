@@ -47,6 +47,8 @@ class Node:
         self._settled: dict[str, str] = {}  # the host's elements that were brought into force last
         self._is_settleable = True
         self.state: State = self._journal.load()
+        if not self._journal.is_own:
+            self._judge_again()
         self._refill_flows(self._elements())
         self._suspects: set[str] = set()  # owners that were pushed since everything was in force
         self._forgettable: list[list[str]] = []  # flows that end as soon as the change is in force
@@ -112,7 +114,7 @@ class Node:
             self.ensure()
             return self.rejected()
         barred = judge(owners)
-        barred |= self._planes.judge({owner: _held(owners[owner]) for owner in owners.keys() - barred.keys()})
+        barred |= self._planes.judge({owner: held for owner, held in owners.items() if owner not in barred}, _held)
         try:
             if since is None:
                 self._journal.begin(cluster, revision, owners, barred)
@@ -120,7 +122,8 @@ class Node:
                 self._journal.append(revision, since, owners, barred)
         except OSError as err:
             raise AgentError("DiskFull", f"cannot write {self._journal.path}: {err.strerror}") from err
-        was_in_force, self.is_in_force = self.is_in_force, False
+        # The first push of all goes no way by the change: nothing is there that it would change.
+        was_in_force, self.is_in_force = self.is_in_force and bool(self.state.owners), False
         self.state, delta = apply(self.state, revision, since, owners, barred)
         self._suspects |= owners.keys()
         for driver, flows in self._flows.items():
@@ -180,11 +183,6 @@ class Node:
         self._choose_plane()
         try:
             self._refill()
-        except InvalidResource as err:
-            # Another agent, before this one, could read it.
-            logger.warning("rejecting again what cannot be read: %s reason=InvalidResource", err)
-            bar(self.state, judge(self.state.resources()))
-            self._refill()
         except Refused:
             culprits = self._at_fault()
             if not culprits:
@@ -197,6 +195,13 @@ class Node:
                 self._journal.rewrite(self.state)
         self._come_into_force()
         logger.info("everything refilled at revision %s in %.0f ms", self.revision, (time.monotonic() - began) * 1000)
+
+    def _judge_again(self) -> None:
+        """Leave out what this agent cannot read: another one, before it, could."""
+        for owner, why in (barred := judge(self.state.resources())).items():
+            logger.warning("rejecting %s again: %s reason=%s", owner, why.message, why.reason)
+        bar(self.state, barred)
+        self._journal.is_own = True
 
     def _at_fault(self) -> dict[str, Refusal]:
         """The owners without whom the kernel takes the rest; of two that do not go together, the one pushed last.
@@ -247,7 +252,7 @@ class Node:
 
     def _elements(self) -> dict[str, dict[str, str]]:
         """Driver -> elements in force, of those that planes take."""
-        return {driver: self.state.elements(driver) for driver in (*ruleset.FAMILIES, ipvs.DRIVER)}
+        return self.state.elements_of((*ruleset.FAMILIES, ipvs.DRIVER))
 
     def _refill_flows(self, elements: Mapping[str, Mapping[str, str]]) -> None:
         for driver, flows in self._flows.items():
@@ -262,12 +267,8 @@ class Node:
                 return
             # A new process over tables that its predecessor left right.
             self._planes.now.take_over(self._elements(), host.links())
-            try:
-                self._settle_host()
-                self._publish_checks()
-            except InvalidResource:
-                self.repair()
-                return
+            self._settle_host()
+            self._publish_checks()
             self._come_into_force()
 
     def watch(self) -> str:
@@ -346,7 +347,7 @@ class Node:
         logger.info("mode %s%s", self.mode, f" instead of {self._planes.why}" if self._planes.why else "")
         resources = self.state.resources()
         barred = judge(resources)
-        barred |= self._planes.judge({o: held for o, held in self.state.owners.items() if o not in barred})
+        barred |= self._planes.judge({o: held for o, held in self.state.owners.items() if o not in barred}, dict)
         before, revision = self.state, self.state.revision
         self.state, _ = apply(State(before.cluster), revision, None, resources, barred)
         if self.state.barred != before.barred:
@@ -419,7 +420,7 @@ def _check_text(text: str) -> None:
 
 def _judge(driver: str, key: str, value: str) -> None:
     if driver in ruleset.FAMILIES:
-        ruleset.spell(ruleset.FAMILIES[driver], key, value)
+        ruleset.check(ruleset.FAMILIES[driver], key, value)
     elif driver == ipvs.DRIVER:
         ipvs.check(key, value)
     elif driver == "dns":

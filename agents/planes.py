@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from agents import files, iptables, ipvs, nftables, userspace
 from agents.state import Change, Element, Elements, Refusal
+
+_Owner = TypeVar("_Owner")
 
 DEFAULT = "nftables"
 FALLBACKS = {"ipvs": "iptables", "iptables": DEFAULT, "userspace": DEFAULT}
@@ -94,12 +96,14 @@ class Planes:
         self.mode, self.why = mode, f"{wanted}: {why}" if why else ""
         return self.mode != before
 
-    def judge(self, owners: Mapping[str, Mapping[Element, str]]) -> dict[str, Refusal]:
-        """Owner -> why the plane in force cannot do it."""
+    def judge(
+        self, owners: Mapping[str, _Owner], held_by: Callable[[_Owner], Mapping[Element, str]]
+    ) -> dict[str, Refusal]:
+        """Owner -> why the plane in force cannot do it. held_by: an owner's elements."""
         judge = KINDS[self.mode].judge
         if judge is None:
             return {}
-        found = {owner: judge(held) for owner, held in owners.items()}
+        found = {owner: judge(held_by(given)) for owner, given in owners.items()}
         return {owner: why for owner, why in found.items() if why is not None}
 
     def refill(self, elements: Elements, links: Iterable[str]) -> str:

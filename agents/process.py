@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from typing import BinaryIO
 
 from agents.errors import AgentError
 
@@ -36,13 +37,22 @@ def run(
     if path is None:
         raise AgentError("ToolMissing", f"cannot run {command[0]!r}: not installed")
     try:
-        return subprocess.run(
-            [path, *command[1:]], input=text, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        with _input(text) as source:
+            return subprocess.run(
+                [path, *command[1:]], stdin=source, capture_output=True, text=True, timeout=timeout_s, check=False
+            )
     except subprocess.TimeoutExpired as err:
         raise AgentError(reason, f"cannot run {command[0]!r}: no end after {timeout_s:g} s") from err
     except OSError as err:
         raise AgentError(reason, f"cannot run {command[0]!r}: {err.strerror}") from err
+
+
+def _input(text: str) -> BinaryIO:
+    """A text as a file in memory: a tool reads it at once, and does not wait for this process to write more into a pipe."""
+    file = os.fdopen(os.memfd_create("input"), "w+b")
+    file.write(text.encode())
+    file.seek(0)
+    return file
 
 
 def give_memory_back() -> None:

@@ -110,10 +110,6 @@ class Family:
         """How many elements of `groups` lead to each shared chain; without those that are always there."""
         return chains_of(elements)
 
-    def spell(self, key: str, value: str) -> tuple[str, str, str]:
-        """(container, key, data) as nft reads them; data is empty for sets. Raises InvalidResource."""
-        return spell(self, key, value)
-
     def chains(self, shared: Iterable[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Chain -> (its hook, its rules), of all in a table that has these shared chains."""
         names = [*self.ready_chains, *_in_order(shared)]
@@ -333,49 +329,57 @@ def skeleton(family: Family, extra_chains: Iterable[str] = (), right: Set[str] =
 # Elements
 
 
-def spell(family: Family, key: str, value: str) -> tuple[str, str, str]:
-    """(container, key, data) as nft reads them; data is empty for sets.
-
-    Raises InvalidResource for anything but the exact forms of the contract: no other text reaches nft.
-    """
-    container, _, element = key.partition(" ")
+def check(family: Family, key: str, value: str) -> None:
+    """Raises InvalidResource for anything but the exact forms of the contract: no other text reaches nft."""
+    container = key.partition(" ")[0]
     form = family.forms.get(container)
     match = form.fullmatch(f"{key}\0{value}") if form else None
     if match is None:
         pass
     elif container == "slots":
-        mark, slot, address, port = match.groups()
+        _, slot, address, port = match.groups()
         if _is_address(family, address) and int(slot) < _ROOT_SLOT and _is_port(port):
-            return container, f"{mark} . {_classid(slot)}", value
+            return
     elif container == "frontends":
         address, _, port, mark = match.groups()
         if _is_address(family, address) and _is_port(port) and _names_group(mark):
-            return container, element, value
+            return
     elif container in ("cluster_ips", "local_endpoints"):
         if _is_address(family, match[1]):
-            return container, element, value
+            return
     elif container == "groups":
         group, _, timeout, count = match.groups()
         if _names_group(group) and int(count or 1) <= MAX_ENDPOINTS and int(timeout or 1) <= MAX_TIMEOUT_S:
-            return container, element, value
+            return
     elif container == "nodeports":
         _, port, mark = match.groups()
         if _is_port(port) and _names_group(mark):
-            return container, element, value
+            return
     elif container == "pick":
-        mark, index, picked = match.groups()
+        _, index, picked = match.groups()
         if int(index) < MAX_ENDPOINTS and _NO_SLOT < int(picked) < _ROOT_SLOT:
-            return container, f"{mark} . {_classid(index)}", _classid(picked)
+            return
     elif container == "to_cluster":
         if _names_group(match[1]) and _names_group(match[2]):
-            return container, element, value
+            return
     elif container == "source_ranges":
         if _names_group(match[1]) and _is_network(family, match[2]):
-            return container, element, value
+            return
     elif _is_network(family, match[1]):
-        return container, element, value
+        return
     why = f" ({container}): not a canonical address, or a number out of range" if match else ""
     raise InvalidResource(f"cannot read resource {key[:100]!r} -> {value[:100]!r}{why}")
+
+
+def spell(key: str, value: str) -> tuple[str, str, str]:
+    """(container, key, data) as nft reads them, of an element that `check` lets pass or a plane made; data is empty for sets."""
+    container, _, element = key.partition(" ")
+    if container in ("slots", "pick"):
+        mark, _, number = element.partition(" . ")
+        return container, f"{mark} . {_classid(number)}", _classid(value) if container == "pick" else value
+    if container == "same_link":
+        return container, " . ".join(f'"{name}"' for name in element.split(" . ")), value
+    return container, element, value
 
 
 def _is_port(text: str) -> bool:
@@ -443,19 +447,18 @@ def generation(family: Family, elements: int) -> str:
     return str(IPv6Address((elements + family.skeleton_sum) % MODULUS))
 
 
-def _element_commands(family: Family, verb: str, elements: Mapping[str, str]) -> list[str]:
+def _commands(family: Family, verb: str, elements: Mapping[str, str], *, is_contents: bool = False) -> list[str]:
+    """A command for each set or map. is_contents: the elements that follow from others are among them."""
     texts: dict[str, list[str]] = {}
+    derived = {} if is_contents else family.derived
     for key, value in elements.items():
-        container, element, data = family.spell(key, value)
+        container, element, data = spell(key, value)
         texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
-        if container in family.derived:
-            name, spelled = family.derived[container]
+        if container in derived:
+            name, spelled = derived[container]
             texts.setdefault(name, []).append(spelled.format(element))
-    return [
-        f"{verb} element {family.table} {container} {{ {', '.join(texts[container])} }}"
-        for container in (*family.containers, *(name for name, _ in family.derived.values()))
-        if container in texts
-    ]
+    order = (*family.containers, *(name for name, _ in family.derived.values()), "same_link")
+    return [f"{verb} element {family.table} {name} {{ {', '.join(texts[name])} }}" for name in order if name in texts]
 
 
 # Transactions
@@ -467,8 +470,8 @@ def delta_script(family: Family, change: Change, old_sum: int, new_sum: int, kno
     lines = [f"delete element {family.table} generation {{ {generation(family, old_sum)} }}"]
     for chain in _in_order(chains.keys() - known_chains.keys()):
         lines += _chain_commands(family, chain)
-    lines += _element_commands(family, "delete", change.deletes)
-    lines += _element_commands(family, "add", change.adds)
+    lines += _commands(family, "delete", change.deletes)
+    lines += _commands(family, "add", change.adds)
     lines += [f"delete chain {family.table} {name}" for name in _in_order(known_chains.keys() - chains.keys())[::-1]]
     lines.append(f"add element {family.table} generation {{ {generation(family, new_sum)} }}")
     return "\n".join(lines) + "\n"
@@ -484,7 +487,7 @@ def refill_script(family: Family, elements: Mapping[str, str], links: Iterable[s
     lines = [skeleton(family, shared)]
     lines += [f"flush {text.split()[0]} {family.table} {name}" for name, text in family.sets.items()]
     lines += _without_others(family, shared, there)
-    lines += _element_commands(family, "add", elements)
+    lines += _commands(family, "add", elements)
     lines += link_commands(family, "add", links)
     lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
     return "\n".join(lines) + "\n"
@@ -514,9 +517,9 @@ def mend_script(
     right: chains to be left alone. For every rule that asks a map the kernel goes through all of it: 15 ms for 100,000 elements.
     """
     shared = family.chains_of(elements)
-    lines = [skeleton(family, shared, right), *_plain_commands(family, "delete", deletes)]
+    lines = [skeleton(family, shared, right), *_commands(family, "delete", deletes, is_contents=True)]
     lines += _without_others(family, shared, there)
-    lines += _plain_commands(family, "add", adds)
+    lines += _commands(family, "add", adds, is_contents=True)
     lines.append(f"flush set {family.table} generation")
     lines.append(f"add element {family.table} generation {{ {generation(family, elements_sum(elements))} }}")
     return "\n".join(lines) + "\n"
@@ -525,21 +528,6 @@ def mend_script(
 def _without_others(family: Family, shared: Iterable[str], there: Iterable[str]) -> list[str]:
     stale = sorted(set(there) - family.chains(shared).keys())
     return [f"{verb} chain {family.table} {name}" for verb in ("flush", "delete") for name in stale]
-
-
-def _plain_commands(family: Family, verb: str, held: Mapping[str, str]) -> list[str]:
-    """The commands for what was read back or belongs there, derived or not."""
-    texts: dict[str, list[str]] = {}
-    for key, value in held.items():
-        container, _, element = key.partition(" ")
-        data = value
-        if container in ("slots", "pick"):
-            mark, _, number = element.partition(" . ")
-            element, data = f"{mark} . {_classid(number)}", _classid(value) if container == "pick" else value
-        elif container == "same_link":
-            element = " . ".join(f'"{name}"' for name in element.split(" . "))
-        texts.setdefault(container, []).append(f"{element} : {data}" if data and verb == "add" else element)
-    return [f"{verb} element {family.table} {name} {{ {', '.join(texts[name])} }}" for name in texts]
 
 
 def _chain_commands(family: Family, name: str) -> list[str]:
@@ -562,5 +550,5 @@ def refill_parts(family: Family, elements: Mapping[str, str], links: Iterable[st
     for chain in _in_order(family.chains_of(elements)):
         yield "\n".join(_chain_commands(family, chain)) + "\n"
     for start in range(0, len(items), size):
-        yield "\n".join(_element_commands(family, "add", dict(items[start : start + size]))) + "\n"
+        yield "\n".join(_commands(family, "add", dict(items[start : start + size]))) + "\n"
     yield f"add {mark} {{ {generation(family, elements_sum(elements))} }}\n"

@@ -124,12 +124,20 @@ class State:
 
     def elements(self, driver: str) -> dict[str, str]:
         """key -> value of all elements in force for a driver; O(everything)."""
-        found = {}
-        for element in self._claims:
-            if element[0] == driver:
-                value = self._value(element)
-                if value is not None:
-                    found[element[1]] = value
+        return self.elements_of((driver,))[driver]
+
+    def elements_of(self, drivers: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The same for several drivers at once."""
+        found: dict[str, dict[str, str]] = {driver: {} for driver in drivers}
+        owners, conflicts = self.owners, self._conflicts
+        for element, claim in self._claims.items():
+            driver, key = element
+            if (into := found.get(driver)) is None:
+                continue
+            if type(claim) is str and claim not in conflicts:
+                into[key] = owners[claim][element]
+            elif (value := self._value(element)) is not None:
+                into[key] = value
         return found
 
     def resources(self) -> dict[str, list[list[str]]]:
@@ -200,12 +208,30 @@ class State:
                         )
         return None
 
+    def _fill(self, owners: Mapping[str, dict[Element, str]], barred: Mapping[str, Refusal]) -> dict[str, Change]:
+        """`_replace` where nothing is held yet, in a third of the time."""
+        for owner, held in owners.items():
+            if held:
+                self.owners[owner] = held
+                if owner in barred:
+                    self._barred[owner] = barred[owner]
+                else:
+                    self._claim(owner, held)
+        if any(type(claim) is _Shared and len(claim.values) > 1 for claim in self._claims.values()):
+            for owner in sorted(self.owners.keys() - self._barred.keys()):
+                if verdict := self._conflict(owner, self.owners[owner]):
+                    self._conflicts[owner] = verdict
+        found = self.elements_of({driver for driver, _ in self._claims})
+        return {driver: Change(adds=adds) for driver, adds in found.items() if adds}
+
     def _replace(self, changed: Mapping[str, dict[Element, str]], barred: Mapping[str, Refusal]) -> dict[str, Change]:
         """Give owners new resources (empty: gone) and settle who is in force; driver -> Change.
 
         1. Note the value in force of each element concerned. 2. Move the claims. 3. Judge the changed owners and
         those in dispute with them in the order of their names: judgements depend on earlier names only.
         """
+        if not self.owners:
+            return self._fill(changed, barred)
         before: dict[Element, str | None] = {}
         queue: list[str] = []
 
@@ -292,12 +318,10 @@ def apply(
     barred = barred or {}
     faults: dict[str, Refusal] = {}
     changed: dict[str, dict[Element, str]] = {}
-    values: dict[str, str] = {}  # each text once: many Services have the same endpoints
     for owner, resources in owners.items():
         held: dict[Element, str] = {}
         for driver, key, value in resources:
             driver = intern(driver)  # a few words, a quarter of a million times
-            value = values.setdefault(value, value)
             if held.setdefault((driver, key), value) != value:
                 message = f"cannot apply {driver} {key!r}: given twice with different values"
                 faults[owner] = Refusal("ElementConflict", message)

@@ -250,10 +250,6 @@ class Redirecting(ruleset.Family):
     def ready_chains(self) -> tuple[str, ...]:
         return ()
 
-    def spell(self, key: str, value: str) -> tuple[str, str, str]:
-        container, _, element = key.partition(" ")
-        return container, element, value
-
     def chains_of(self, elements: Mapping[str, str]) -> Counter[str]:
         return Counter(value.removeprefix("goto ") for value in elements.values() if value.startswith("goto udp_"))
 

@@ -96,12 +96,23 @@ class Rendered:
         return [*self.shared, *self.local.get(node, self.elsewhere), *near]
 
     def sum_on(self, node: str, zone: str = "") -> int:
-        """What the owner adds to the named Node's digest; worked out once for all Nodes that hold nothing of their own."""
-        return owner_sum(self.owner, self.on(node, zone)) if self.nearby or node in self.local else self._sum_elsewhere
+        """What the owner adds to the named Node's digest; of what Nodes share it is worked out once."""
+        if self.nearby:
+            return owner_sum(self.owner, self.on(node, zone))
+        return self._sum_elsewhere if node not in self.local else self._sum_with(self.local[node])
 
     @cached_property
     def _sum_elsewhere(self) -> int:
-        return owner_sum(self.owner, [*self.shared, *self.elsewhere])
+        return self._sum_with(self.elsewhere)
+
+    @cached_property
+    def _sum_shared(self) -> int:
+        return owner_sum(self.owner, self.shared)
+
+    def _sum_with(self, own: tuple[Resource, ...]) -> int:
+        """own: what a Node holds besides; of an element that is given twice the first counts."""
+        new = [resource for resource in own if not any(shared[:2] == resource[:2] for shared in self.shared)]
+        return self._sum_shared + owner_sum(self.owner, new)
 
 
 def render_owner(state: OwnerState, cluster: Cluster) -> Rendered:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents.journal import Journal
-from agents.state import Refusal, State, apply
+from agents.node import Node
+from agents.state import Refusal, State, apply, digest
 
 ONE = {"a": [["dns", "x", "5"]]}
 TWO = {"b": [["dns", "y", "5"]]}
@@ -29,6 +30,43 @@ def test_pushes_are_found_again(tmp_path: Path) -> None:
     assert state.refused["b"].reason == "InvalidResource"
     expected, _ = apply(State("cluster"), 7, None, {**ONE, **TWO})
     assert state.digest == expected.digest
+
+
+def test_what_another_agent_judged_is_told_from_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    written(path)
+    journal = Journal(path)
+    journal.load()
+    assert journal.is_own
+    monkeypatch.setattr("agents.journal.VERSION", "another")
+    state = journal.load()
+    assert not journal.is_own
+    journal.append(8, 7, ONE, {})  # its own, after what is not
+    journal.load()
+    assert not journal.is_own
+    journal.rewrite(state)
+    journal.load()
+    assert not journal.is_own, "to write it anew is not to judge it"
+    journal.is_own = True
+    journal.rewrite(state)
+    again = Journal(path)
+    again.load()
+    assert again.is_own
+    journal.begin("cluster", 9, TWO, {})
+    assert journal.is_own
+    again.load()
+    assert again.is_own
+
+
+def test_a_node_leaves_out_what_only_another_agent_could_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unreadable = {"later": [["nft4", "of_a_later_agent 10.96.0.1", ""]], "now": [["nft4", "cluster_ips 10.96.0.1", ""]]}
+    with monkeypatch.context() as other:
+        other.setattr("agents.journal.VERSION", "another")
+        Journal(tmp_path / "journal").begin("cluster", 9, unreadable, {})
+    node = Node(tmp_path, tmp_path)
+    assert {owner: why["reason"] for owner, why in node.rejected().items()} == {"later": "InvalidResource"}
+    assert node.state.elements("nft4") == {"cluster_ips 10.96.0.1": ""}
+    assert node.digest == digest(unreadable), "it holds what was pushed"
 
 
 def test_a_torn_last_line_is_passed_over_and_gone(tmp_path: Path) -> None:

@@ -93,32 +93,37 @@ BAD_NFT = [
 ]
 
 
+def spelled_by(family, key, value):
+    ruleset.check(family, key, value)
+    return ruleset.spell(key, value)
+
+
 @pytest.mark.parametrize(("key", "value", "spelled"), NFT)
 def test_elements_are_spelled_as_nft_reads_them(key, value, spelled):
-    assert ruleset.spell(ruleset.IPV4, key, value) == spelled
+    assert spelled_by(ruleset.IPV4, key, value) == spelled
 
 
 @pytest.mark.parametrize(("key", "value"), BAD_NFT)
 def test_other_elements_are_refused(key, value):
     with pytest.raises(InvalidResource):
-        ruleset.spell(ruleset.IPV4, key, value)
+        spelled_by(ruleset.IPV4, key, value)
 
 
 @pytest.mark.parametrize(("key", "value", "spelled"), NFT6)
 def test_ipv6_elements_are_spelled_as_nft_reads_them(key, value, spelled):
-    assert ruleset.spell(ruleset.IPV6, key, value) == spelled
+    assert spelled_by(ruleset.IPV6, key, value) == spelled
 
 
 @pytest.mark.parametrize(("key", "value"), BAD_NFT6)
 def test_other_ipv6_elements_are_refused(key, value):
     with pytest.raises(InvalidResource):
-        ruleset.spell(ruleset.IPV6, key, value)
+        spelled_by(ruleset.IPV6, key, value)
 
 
 @given(st.sampled_from([ruleset.IPV4, ruleset.IPV6]), st.text(max_size=60), st.text(max_size=30))
 def test_no_text_gets_through_that_could_end_an_element(family, key, value):
     try:
-        spelled = ruleset.spell(family, key, value)
+        spelled = spelled_by(family, key, value)
     except InvalidResource:
         return
     assert not set("{};\n\"'#") & set("".join(spelled))
@@ -293,11 +298,11 @@ HOSTILE = st.sampled_from(
 
 
 def spell_ipv4(key, value):
-    return ruleset.spell(ruleset.IPV4, key, value)
+    return spelled_by(ruleset.IPV4, key, value)
 
 
 def spell_ipv6(key, value):
-    return ruleset.spell(ruleset.IPV6, key, value)
+    return spelled_by(ruleset.IPV6, key, value)
 
 
 READERS = {

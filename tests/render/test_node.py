@@ -8,9 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 from agents.node import judge
+from agents.state import digest, digest_of_sums
 from services_app.plan.routing import Backend
-from services_app.render.nftables import hash_slots, lasting_slots, weighted
-from services_app.render.node import Cluster, OwnerState, network_of, render_base, render_owner, reverse_zones
+from services_app.render.nftables import Choice, hash_slots, lasting_slots, weighted
+from services_app.render.node import (
+    Cluster,
+    OwnerState,
+    Rendered,
+    network_of,
+    render_base,
+    render_owner,
+    reverse_zones,
+)
 from services_app.spec.kube_proxy import Configuration
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -264,6 +273,18 @@ def test_what_is_rendered_can_be_read_by_the_agent(case):
         assert judge({"o": [list(r) for r in rendered.on(node)]}) == {}
         keys = [r[:2] for r in rendered.on(node)]
         assert len(keys) == len(set(keys))
+
+
+def test_the_sum_of_what_a_node_holds_is_that_of_its_resources():
+    """Also of an element that it is given twice."""
+    one, two, three = (("nft4", f"cluster_ips 10.96.0.{n}", "") for n in (1, 2, 3))
+    other = (*one[:2], "another value")
+    rendered = Rendered((one,), {"n1": (two, other, two), "n2": ()}, (three,), (), "shop/web")
+    near = replace(rendered, nearby=(Choice({"n1": (three,)}, {"east": (two,)}, ()),))
+    for owner in (rendered, near, replace(rendered, owner="shop/db"), Rendered()):
+        for node in ("n1", "n2", "n3", "n1"):
+            for zone in ("", "east"):
+                assert digest_of_sums([owner.sum_on(node, zone)]) == digest({owner.owner: owner.on(node, zone)})
 
 
 def test_the_base_holds_address_zone_and_routes():
