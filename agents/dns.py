@@ -15,6 +15,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -56,8 +57,14 @@ class Zones:
 
     def zone_of(self, owner: str) -> str | None:
         """The zone that holds a name, None when none does."""
-        found = [zone for zone in self.all if owner == zone or owner.endswith(f".{zone}")]
-        return max(found, key=len, default=None)
+        for suffix in self._suffixes:
+            if owner.endswith(suffix) or owner == suffix[1:]:
+                return suffix[1:]
+        return None
+
+    @cached_property
+    def _suffixes(self) -> list[str]:
+        return sorted((f".{zone}" for zone in self.all), key=len, reverse=True)
 
 
 def parse(key: str, value: str) -> tuple[str, str, str, str]:
@@ -153,8 +160,8 @@ class Names:
             return
         commands: dict[str, list[Item]] = {}
         for verb, elements in (("zone-unset", change.deletes), ("zone-set", change.adds)):
-            for key, value in elements.items():
-                owner, kind, data, ttl = parse(key, value)
+            for key, ttl in elements.items():
+                owner, kind, data = key.split(" ", 2)
                 zone = self.zones.zone_of(owner)
                 if zone is None:
                     # Left from another Service range or domain; no reason to hold all other names back.

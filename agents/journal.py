@@ -10,12 +10,11 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any
 
+from agents import messages
+from agents.messages import Message
 from agents.state import Refusal, State, apply
 from agents.version import VERSION
-
-Message = dict[str, Any]
 
 
 class Journal:
@@ -118,5 +117,4 @@ def _read(line: bytes) -> Message | None:
     checksum, _, body = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or checksum != b"%08x" % zlib.crc32(body):
         return None
-    message: Message = json.loads(body)
-    return message
+    return messages.read(body.decode())

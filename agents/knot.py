@@ -17,7 +17,9 @@ Item = dict[str, str]
 _END, _DATA, _EXTRA, _BLOCK = range(4)
 _FIRST_ITEM = 16
 _ITEMS = ("cmd", "flags", "error", "section", "item", "id", "zone", "owner", "ttl", "type", "data", "filters")
-_AT_ONCE = 500  # commands sent before their answers are read
+_CODES = {name: bytes([_FIRST_ITEM + number]) for number, name in enumerate(_ITEMS)}
+_DATA_CODE = bytes([_DATA])
+_AT_ONCE = 500  # commands sent before the answers to the ones before are read: both must fit a socket's buffers
 
 
 class Control:
@@ -50,27 +52,33 @@ class Control:
     def ask_all(self, commands: Iterable[Item]) -> list[Item]:
         """The answers to commands in their order; those after a failed one are done all the same."""
         found: list[Item] = []
-        waiting: list[Item] = []
-        for command in commands:
-            # Units before a block are taken for the first one's command, whatever they say themselves.
-            if waiting and (command["cmd"] != waiting[0]["cmd"] or len(waiting) == _AT_ONCE):
-                found += self._exchange(waiting)
-                waiting = []
-            waiting.append(command)
-        return found + (self._exchange(waiting) if waiting else [])
+        waiting = 0
+        for block in _blocks(commands):
+            self._send(block)  # Knot works on it while the next one is made
+            waiting += 1
+            if waiting == 2:
+                found += (answers := self._answers())
+                waiting = 1
+                if _refusal(answers):
+                    break
+        for _ in range(waiting):
+            found += self._answers()
+        if refusal := _refusal(found):
+            raise AgentError("DnsFailed", refusal)
+        return found
 
-    def _exchange(self, commands: list[Item]) -> list[Item]:
-        message = b"".join(_unit(command) for command in commands) + bytes([_BLOCK])
+    def _send(self, block: bytes) -> None:
         try:
-            self._socket.sendall(message)
-            answers = list(self._units())
+            self._socket.sendall(block)
+        except OSError as err:
+            raise AgentError("DnsFailed", f"the connection to knotd broke: {err}") from err
+
+    def _answers(self) -> list[Item]:
+        """Those to one block."""
+        try:
+            return list(self._units())
         except (OSError, ValueError, IndexError) as err:
             raise AgentError("DnsFailed", f"the connection to knotd broke: {err}") from err
-        for answer in answers:
-            if answer.get("error"):
-                about = " ".join(answer[key] for key in ("zone", "owner", "type", "data") if key in answer)
-                raise AgentError("DnsFailed", f"knotd refuses {answer.get('cmd', '')} {about}: {answer['error']}")
-        return answers
 
     def _units(self) -> Iterator[Item]:
         """The units of an answer up to its end; parts that an extra unit leaves out are those of the unit before."""
@@ -99,10 +107,32 @@ class Control:
         return self._buffer[self._at - size : self._at]
 
 
+def _refusal(answers: Iterable[Item]) -> str:
+    """Knot's words of the first command that it did not take, "" when it took all."""
+    for answer in answers:
+        if answer.get("error"):
+            about = " ".join(answer[key] for key in ("zone", "owner", "type", "data") if key in answer)
+            return f"knotd refuses {answer.get('cmd', '')} {about}: {answer['error']}"
+    return ""
+
+
+def _blocks(commands: Iterable[Item]) -> Iterator[bytes]:
+    """The commands as Knot reads them: units before a block are taken for the first one's command, whatever they say themselves."""
+    units: list[bytes] = []
+    verb = ""
+    for command in commands:
+        if units and (command["cmd"] != verb or len(units) == _AT_ONCE):
+            yield b"".join(units) + bytes([_BLOCK])
+            units = []
+        verb = command["cmd"]
+        units.append(_unit(command))
+    if units:
+        yield b"".join(units) + bytes([_BLOCK])
+
+
 def _unit(items: Item) -> bytes:
-    parts = [bytes([_DATA])]
-    for number, name in enumerate(_ITEMS):
-        if name in items:
-            text = items[name].encode()
-            parts.append(bytes([_FIRST_ITEM + number]) + struct.pack(">H", len(text)) + text)
+    parts = [_DATA_CODE]
+    for name, text in items.items():
+        content = text.encode()
+        parts += (_CODES[name], len(content).to_bytes(2, "big"), content)
     return b"".join(parts)

@@ -150,6 +150,7 @@ class Tables:
         self._run, self._check, self._families = run, check, families
         self.timeout_s = timeout_s
         self.links: frozenset[str] = frozenset()
+        self._commits = 0  # of this process, since a refill began
         self._looked_at: int | None = None  # the kernel's generation when the tables were found as left
         self._looks = Pace()
         self._known: dict[str, _Known] = {}  # driver -> what is known; only `refill` may follow when it is missing
@@ -190,6 +191,7 @@ class Tables:
     def refill(self, elements: Elements, links: Iterable[str]) -> None:
         """Make the tables exactly this; established connections go on. O(everything)."""
         links = frozenset(links)
+        before, self._commits = netlink.ruleset_generation(), 0
         for driver, family in self._families.items():
             held = elements.get(driver) or {}
             if not held and family.ip != "ip":
@@ -199,6 +201,8 @@ class Tables:
             self._known[driver] = self._refill(family, held, links)
         self.links = links
         self._learn(self._known)
+        if before is not None and netlink.ruleset_generation() == (before + self._commits) % (1 << 32):
+            self._looked_at = (before + self._commits) % (1 << 32)  # all of it was written or read just now
 
     def _refill(self, family: Family, elements: Mapping[str, str], links: Iterable[str]) -> _Known:
         """What is known of the table then: worked out while nft and the kernel do the rest."""
@@ -387,6 +391,7 @@ class Tables:
         except AgentError:
             self._known = {}  # a killed nft may have committed or not
             raise
+        self._commits += 1
         if (
             before is not None
             and before == self._looked_at

@@ -15,17 +15,17 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from agents import host, process, upgrade
+from agents import host, messages, process, upgrade
 from agents.errors import AgentError
+from agents.messages import Message
 from agents.node import PROGRAM, Node
 from agents.state import ApplyError
 from agents.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, Any]
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 WATCH_S = 1.0
 
@@ -168,12 +168,9 @@ class Session:
         if len(body) < size:
             return None
         try:
-            message = json.loads(body)
+            return messages.read(body.decode())
         except (ValueError, RecursionError) as err:
-            raise ValueError(f"a frame that is no JSON: {err}") from err
-        if not isinstance(message, dict):
-            raise ValueError("a frame that is no object")
-        return message
+            raise ValueError(f"a frame that is no JSON object: {err}") from err
 
     def _write(self, message: Message) -> None:
         body = json.dumps(message, separators=(",", ":")).encode()

@@ -5,6 +5,8 @@ Rules: the Kubernetes DNS specification 1.1 (kubernetes/dns, docs/specification.
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -35,6 +37,7 @@ READY = {"ready": True, "serving": True, "terminating": False}
 NOT_READY = {"ready": False, "serving": False, "terminating": False}
 HTTP = [{"name": "http", "port": 80, "protocol": "TCP"}]
 ZONE = "shop.svc.cluster.local."
+ROOT = Path(__file__).parents[2]
 Document = dict[str, Any]
 
 
@@ -240,3 +243,48 @@ def test_a_service_location_comes_with_its_addresses(node: Node) -> None:
     additional = answer.partition(";; ADDITIONAL SECTION:")[2]
     assert "10.96.0.10" in additional
     assert "fd00:10:96::a" in additional
+
+
+REFUSED = f"""
+import tempfile
+from pathlib import Path
+from agents import dns
+from agents.errors import AgentError
+from agents.knot import Control
+from agents.state import Change
+
+import subprocess
+for command in (["link", "set", "lo", "up"], ["address", "add", "{DNS}/32", "dev", "lo"]):
+    subprocess.run(["ip", *command], check=True)
+with tempfile.TemporaryDirectory() as directory:
+    Path(directory).chmod(0o755)
+    names = dns.Names(Path(directory), Path(directory, "run"))
+    zones = dns.Zones("cluster.local", "{DNS}", ())
+    many = {{f"n{{n}}.shop.svc.cluster.local. A 10.96.{{n >> 8}}.{{n & 255}}": "5" for n in range(4000)}}
+    names.start(zones, many)
+    try:
+        for bad in (10, 1100, 2999):  # in the first of the blocks that are sent, in one between, in the last
+            added = [f"m{{n}}.shop.svc.cluster.local. A 10.97.{{n >> 8}}.{{n & 255}}" for n in range(3000)]
+            added[bad] = "bad.shop.svc.cluster.local. A 10.97.0.256"
+            try:
+                names.commit(Change({{}}, dict.fromkeys(added, "5")))
+            except AgentError as err:
+                assert "bad.shop.svc.cluster.local. A 10.97.0.256" in str(err), err
+            else:
+                raise AssertionError("it was taken")
+            with Control(names._control) as control:
+                held = [item for item in control.ask("zone-read", zone="cluster.local.") if item["type"] == "A"]
+            assert len(held) == 4000, len(held)
+        names.commit(Change({{}}, {{"one.shop.svc.cluster.local. A 10.97.0.1": "5"}}))
+        names.start(zones, many)
+        with Control(names._control) as control:
+            assert not [item for item in control.ask("zone-read", zone="cluster.local.") if item["data"] == "10.97.0.1"]
+    finally:
+        names.stop()
+"""
+
+
+def test_a_refused_record_among_thousands_changes_nothing() -> None:
+    command = ["unshare", "--net", "--mount", sys.executable, "-c", REFUSED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
