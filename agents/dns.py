@@ -6,6 +6,7 @@ from it, follows aliases to names outside and forwards everything else.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import pwd
@@ -99,6 +100,7 @@ class Names:
         self._knot_run, self._unbound_run = run_directory / "knot", run_directory / "unbound"
         self._control = str(self._knot_run / "knot.sock")
         self._knot_conf, self._unbound_conf = self._directory / "knot.conf", self._directory / "unbound.conf"
+        self._loaded_file = self._directory / "knot.loaded"
         self._knot = Daemon(
             ["knotd", "-c", str(self._knot_conf), "-d"], self._knot_run / "knot.pid", self._directory / "knot.log"
         )
@@ -123,17 +125,22 @@ class Names:
         had = self.zones
         goes_on = had is not None and (had.domain, had.listen) == (zones.domain, zones.listen) and self.is_running
         self._make_directories()
-        knot_changed = files.replace(self._knot_conf, self._knot_text(zones))
+        texts = {self._knot_conf: self._knot_text(zones)}
+        changed = files.replace(self._knot_conf, texts[self._knot_conf])
         for zone in zones.all:
             # Read at the start alone: a text that an older agent wrote is no reason to keep Knot running on it.
-            text = _zone_text(zone, is_domain=zone == zones.all[0])
-            if files.replace(self._directory / f"{zone}zone", text):
-                knot_changed = True
+            path = self._directory / f"{zone}zone"
+            texts[path] = _zone_text(zone, is_domain=zone == zones.all[0])
+            if files.replace(path, texts[path]):
+                changed = True
                 goes_on = goes_on and had is not None and zone not in had.all
         self.zones = zones
-        if knot_changed and not (goes_on and self._is_reloaded()):
+        # Another agent may have been killed between writing these and telling Knot.
+        loaded = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
+        if (changed or self._loaded not in ("", loaded)) and not (goes_on and self._is_reloaded()):
             self._knot.stop()
         self._knot.start()
+        files.replace(self._loaded_file, loaded)
         self._sync(elements)
         # Not before: whoever comes again after a failure must find that unbound has yet to be told.
         if files.replace(self._unbound_conf, self._unbound_text(zones)):
@@ -143,6 +150,14 @@ class Names:
                 self._unbound.stop()
         self._unbound.start()
         _wait_for_answer(zones.listen, zones.all[-1])
+
+    @property
+    def _loaded(self) -> str:
+        """What stands for the set-up that Knot was told last, "" when that is unknown."""
+        try:
+            return self._loaded_file.read_text()
+        except OSError:
+            return ""
 
     def _is_reloaded(self) -> bool:
         """Whether Knot has taken its new set-up over."""

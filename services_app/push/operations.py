@@ -132,6 +132,11 @@ def end_interrupted(node: str) -> None:
     )
 
 
+def drop_old(*, keep: timedelta) -> int:
+    """Drop the records of what ended longer ago than `keep`; how many went."""
+    return NodeOperation.objects.filter(ended_at__lt=timezone.now() - keep).delete()[0]
+
+
 def _at_once(operation: NodeOperation, work: Callable[[], Any]) -> None:
     """Do what is one step. Raises what `work` raises."""
 

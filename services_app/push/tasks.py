@@ -18,7 +18,7 @@ from django.utils import timezone
 from services_app import audit as audits
 from services_app import changes, store
 from services_app.models import Namespace, NodeSync
-from services_app.push import pusher, snapshot
+from services_app.push import operations, pusher, snapshot
 from services_app.push import wake as waking
 
 logger = logging.getLogger(__name__)
@@ -138,13 +138,14 @@ def repair() -> None:
 
 @shared_task
 def compact() -> None:
-    """Drop changes older than the hour watchers may look back, Events that old, and audit records past their time."""
+    """Drop changes older than the hour watchers may look back, Events that old, and records of who did what past their time."""
     store.expire_events(actor=ACTOR)
     done = changes.compact()
     if done.removed:
         logger.info("compacted %s changes up to revision %s", done.removed, done.revision)
     if dropped := audits.drop_old(keep=settings.TIMONEL_AUDIT_KEPT):
         logger.info("dropped %s audit records older than %s", dropped, settings.TIMONEL_AUDIT_KEPT)
+    operations.drop_old(keep=settings.TIMONEL_AUDIT_KEPT)
 
 
 @worker_shutdown.connect

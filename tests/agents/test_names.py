@@ -245,17 +245,18 @@ def test_a_service_location_comes_with_its_addresses(node: Node) -> None:
     assert "fd00:10:96::a" in additional
 
 
-REFUSED = f"""
-import tempfile
+ALONE = f"""
+import subprocess, tempfile
 from pathlib import Path
 from agents import dns
 from agents.errors import AgentError
 from agents.knot import Control
 from agents.state import Change
 
-import subprocess
 for command in (["link", "set", "lo", "up"], ["address", "add", "{DNS}/32", "dev", "lo"]):
     subprocess.run(["ip", *command], check=True)
+"""
+REFUSED = f"""
 with tempfile.TemporaryDirectory() as directory:
     Path(directory).chmod(0o755)
     names = dns.Names(Path(directory), Path(directory, "run"))
@@ -284,7 +285,43 @@ with tempfile.TemporaryDirectory() as directory:
 """
 
 
-def test_a_refused_record_among_thousands_changes_nothing() -> None:
-    command = ["unshare", "--net", "--mount", sys.executable, "-c", REFUSED]
+KILLED = f"""
+with tempfile.TemporaryDirectory() as directory:
+    Path(directory).chmod(0o755)
+    place = Path(directory), Path(directory, "run")
+    first, wider = dns.Zones("cluster.local", "{DNS}", ()), dns.Zones("cluster.local", "{DNS}", ("1.10.in-addr.arpa.",))
+    records = {{"web.shop.svc.cluster.local. A 10.1.0.1": "5", "1.0.1.10.in-addr.arpa. PTR web.shop.svc.cluster.local.": "5"}}
+    names = dns.Names(*place)
+    names.start(first, records)
+    try:
+        pid = names._knot.pid
+        dns.Names(*place).start(first, records)
+        assert names._knot.pid == pid, "what is right is not started anew"
+        names._loaded_file.unlink()  # as an agent that knew no such file
+        dns.Names(*place).start(first, records)
+        assert names._knot.pid == pid
+
+        def die(*_):
+            raise KeyboardInterrupt
+
+        killed = dns.Names(*place)
+        killed._knot.stop = killed._knot.start = killed._is_reloaded = die
+        try:
+            killed.start(wider, records)
+        except KeyboardInterrupt:
+            pass
+        again = dns.Names(*place)
+        again.start(wider, records)
+        with Control(again._control) as control:
+            assert [item["data"] for item in control.ask("zone-read", zone="1.10.in-addr.arpa.") if item["type"] == "PTR"]
+    finally:
+        names.stop()
+"""
+
+
+@pytest.mark.parametrize("steps", [REFUSED, KILLED], ids=["refused", "killed"])
+def test_the_name_servers_alone(steps: str) -> None:
+    """A refused record among thousands changes nothing; what a killed agent did not tell Knot is told by the next."""
+    command = ["unshare", "--net", sys.executable, "-c", ALONE + steps]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
