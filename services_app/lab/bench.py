@@ -104,6 +104,7 @@ def dashboard(cluster: Cluster, say: Say) -> list[Figure]:
         "node": f"/ui/nodes/{cluster.lab.nodes[0].name}/",
         "allocators": "/ui/ranges/",
         "history": "/ui/history/",
+        "explain": f"/ui/services/{throughput.NAMESPACE}/many-1/explain/",
     }
     figures = []
     for name, path in paths.items():

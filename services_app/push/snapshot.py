@@ -6,6 +6,7 @@ Rendered once and sent to many: what does not depend on the node is kept by owne
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,6 +166,31 @@ def _node(name: str) -> tuple[dict[str, Any] | None, int]:
 def _base(document: dict[str, Any] | None, address: str) -> list[Resource]:
     configuration = kube_proxy.configuration(_proxy_config_map(), document)
     return render_base(cluster(), network_of(document, address), configuration)
+
+
+class OnNode(NamedTuple):
+    """A node's own addresses, and what it should hold: owner -> resources."""
+
+    addresses: list[str]
+    owners: dict[str, list[Resource]]
+
+
+def owner_on_nodes(owner: str, nodes: Mapping[str, str]) -> dict[str, OnNode]:
+    """What these nodes should hold of one owner, and their bases, as of now. nodes: with the address each was enrolled by.
+
+    The number of queries does not depend on that of nodes.
+    """
+    rendered = _read_owners({owner})[owner]
+    documents = dict(models.Node.objects.filter(name__in=[*nodes]).values_list("name", "document"))
+    known, config_map = cluster(), _proxy_config_map()
+    found = {}
+    for node, address in nodes.items():
+        document = json.loads(documents[node]) if node in documents else None
+        network = network_of(document, address)
+        base = render_base(known, network, kube_proxy.configuration(config_map, document))
+        owners = {BASE_OWNER: base, owner: rendered.on(node, zone_of(document))}
+        found[node] = OnNode([str(one) for one in network.addresses], owners)
+    return found
 
 
 def _proxy_config_map() -> dict[str, Any] | None:

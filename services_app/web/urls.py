@@ -3,7 +3,7 @@
 from django.urls import path
 from django.views.generic import RedirectView
 
-from services_app.web import enrolment, history, manifests, nodes, ranges, service_edit, services, views
+from services_app.web import enrolment, explain, history, manifests, nodes, ranges, service_edit, services, views
 
 app_name = "web"
 
@@ -23,6 +23,7 @@ urlpatterns = [
     path("ui/services/new/", service_edit.new, name="service-new"),
     path("ui/services/<str:namespace>/<str:name>/", services.service, name="service"),
     path("ui/services/<str:namespace>/<str:name>/edit/", service_edit.edit, name="service-edit"),
+    path("ui/services/<str:namespace>/<str:name>/explain/", explain.service_explain, name="service-explain"),
     path("ui/services/<str:namespace>/<str:name>/yaml/", manifests.edit, name="service-yaml"),
     path("ui/services/<str:namespace>/<str:name>/delete/", services.service_delete, name="service-delete"),
     path("ui/history/", history.history, name="history"),

@@ -19,6 +19,10 @@ PAGES = {
     "new": "/ui/services/new/",
     "edit": "/ui/services/shop/storefront/edit/",
     "edit-yaml": "/ui/services/shop/storefront/yaml/",
+    "explain": "/ui/services/shop/storefront/explain/",
+    "explain-local": "/ui/services/shop/storefront/explain/?to=node+30080+tcp&from=203.0.113.9",
+    "explain-error": "/ui/services/shop/storefront/explain/?from=10.0.0",
+    "explain-headless": "/ui/services/data/postgres/explain/",
     "delete": "/ui/services/shop/storefront/delete/",
 }
 # What comes after a button: name -> path, what is typed, the button.

@@ -230,6 +230,28 @@ def test_a_text_is_copied(visit):
     expect(copy).to_be_visible()
 
 
+def test_where_a_connection_goes_is_asked_from_the_page_of_a_service(visit):
+    page = visit.page
+    visit.open("/ui/services/shop/storefront/")
+    page.get_by_role("link", name="Where a connection goes").click()
+    expect(page.get_by_text("delivered to one of 3")).to_be_visible()
+    page.get_by_label("To", exact=True).select_option("node 30080 tcp")
+    page.get_by_label("From", exact=True).fill("203.0.113")
+    page.get_by_role("button", name="Explain").click()
+    expect(page.get_by_text("'203.0.113' is not an IP address")).to_be_visible()
+    page.get_by_label("From", exact=True).fill("203.0.113.9")
+    page.get_by_role("button", name="Explain").click()
+    group = page.get_by_role("region", name="lyon-1")
+    expect(group.get_by_role("row", name="10.20.1.11:8080 the client 1 of 3")).to_be_visible()
+    group.get_by_text("How lyon-1 decides").click()
+    expect(group.get_by_text("nodeports tcp . 30080")).to_be_visible()
+    sample.set_pod("shop", "storefront-2", ip="10.20.2.11", ready=False)
+    expect(group.get_by_role("row", name="10.20.1.11:8080 the client 1 of 2")).to_be_visible()
+    expect(group.get_by_text("nodeports tcp . 30080")).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert visit.overflow_px() <= 0
+
+
 def test_a_text_that_may_not_be_copied_is_shown(visit):
     page = visit.page
     page.on("dialog", lambda dialog: dialog.dismiss())

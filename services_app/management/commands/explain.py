@@ -1,7 +1,6 @@
 """`timonel explain`: where a connection goes, and by which element of a node's tables."""
 
 import json
-from collections import Counter
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,12 +10,10 @@ from django.core.management import BaseCommand, CommandError, CommandParser
 from services_app import store
 from services_app.models import Node, NodeAccess
 from services_app.push import snapshot
-from services_app.render.node import BASE_OWNER, network_of
-from services_app.render.tracer import DELIVERED, NodeTables, Outcome, Packet
+from services_app.push.explain import PROTOCOLS, Question, explain
+from services_app.render.node import network_of
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
-
-PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 class Command(BaseCommand):
@@ -44,39 +41,27 @@ class Command(BaseCommand):
             raise CommandError(
                 f"no enrolled node {node!r}; see `timonel node list`" if node else "no node is enrolled yet"
             )
-        for name, address in chosen:
-            self._explain(name, address, Packet(source or "", destination, port, protocol))
+        question = Question(destination, port, protocol, source or "")
+        for name, node_address in chosen:
+            self._tell(name, node_address, question)
 
-    def _explain(self, node: str, address: str, packet: Packet) -> None:
+    def _tell(self, node: str, address: str, question: Question) -> None:
         text = Node.objects.filter(name=node).values_list("document", flat=True).first()
         own = [str(found) for found in network_of(json.loads(text) if text else None, address).addresses]
-        if not packet.source:
-            source = next((a for a in own if (":" in a) == (":" in packet.destination)), None)
-            if source is None:
-                self.stdout.write(f"{node}: has no address of the family of {packet.destination}")
-                return
-            packet = Packet(source, packet.destination, packet.port, packet.protocol)
         delta = snapshot.read_delta(node, address, None, with_base=True)
-        outcome = NodeTables((r for resources in delta.owners.values() for r in resources), own).trace(packet)
-        owners = {key: owner for owner, resources in delta.owners.items() for _, key, _ in resources}
+        answer = explain(node, own, delta.owners, question)
+        if answer.packet is None:
+            self.stdout.write(f"{node}: has no address of the family of {question.destination}")
+            return
+        packet = answer.packet
         way = f"{packet.source} -> {packet.destination} {packet.protocol} {packet.port}"
-        self.stdout.write(f"{node}: {way}: {_words(outcome)}")
-        shares = Counter(outcome.targets)
-        for target, count in shares.items():
-            seen = "sees the client" if target.sees_client else "sees the node"
-            share = "" if len(set(shares.values())) == 1 else f", {count / len(outcome.targets):.1%} of connections"
-            self.stdout.write(f"  {target.address} {target.port}  {seen}{share}")
-        for step in outcome.steps:
-            owner = owners.get(step.partition(" -> ")[0], BASE_OWNER)
+        self.stdout.write(f"{node}: {way}: {answer.words}")
+        for share in answer.shares:
+            seen = "sees the client" if share.sees_client else "sees the node"
+            part = "" if answer.is_even else f", {share.part:.1%} of connections"
+            self.stdout.write(f"  {share.address} {share.port}  {seen}{part}")
+        for step, owner in answer.steps:
             self.stdout.write(f"  | {step}{f'  ({owner})' if owner else ''}")
-
-
-def _words(outcome: Outcome) -> str:
-    if outcome.action != DELIVERED:
-        return outcome.action
-    kept = f", kept for {outcome.affinity_s} s" if outcome.affinity_s is not None else ""
-    count = len(set(outcome.targets))
-    return f"delivered to one of {count}{kept}" if count > 1 else f"delivered{kept}"
 
 
 def _target(text: str) -> tuple[str, int]:
