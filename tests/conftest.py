@@ -3,6 +3,10 @@
 import os
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("timonel", deadline=None)  # how long a machine takes says nothing
+settings.load_profile("timonel")
 
 
 def pytest_addoption(parser):
