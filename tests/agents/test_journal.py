@@ -218,7 +218,7 @@ def test_it_is_rewritten_when_the_pushes_outweigh_the_state(tmp_path: Path) -> N
     assert Journal(path).load().resources() == state.resources()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.dictionaries(

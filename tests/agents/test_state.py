@@ -116,7 +116,7 @@ MIXED = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(MIXED)
 def test_deltas_full_pushes_and_bad_owners_in_any_order_end_where_one_full_push_does(pushes):
     state, wanted, bad = State("c"), {}, {}

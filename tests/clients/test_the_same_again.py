@@ -119,7 +119,7 @@ def check_the_same_again(sender: Sender, api: ApiClient, path: str, manifest: Do
         api.request("DELETE", path)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(spec=services(), labels=st.none() | _maps, annotations=st.none() | _maps)
 def test_services(
     stack: Stack, api: ApiClient, spec: Document, labels: Document | None, annotations: Document | None

@@ -229,7 +229,7 @@ def nearest(ready: list[Document], kind: str, name: str | None) -> list[Document
     return [e for e, hinted in zip(ready, names, strict=True) if name in hinted] if all(names) else []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(a_world(), st.sampled_from(["n1", "n2"]), st.booleans())
 def test_every_packet_goes_where_kubernetes_sends_it(world: World, node: str, turns_back: bool) -> None:
     compare(world, node, turns_back)
@@ -237,7 +237,7 @@ def test_every_packet_goes_where_kubernetes_sends_it(world: World, node: str, tu
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(a_world(), st.sampled_from(["n1", "n2"]), st.booleans())
 def test_packets_of_thousands_of_worlds_go_where_kubernetes_sends_them(
     world: World, node: str, turns_back: bool
@@ -270,7 +270,7 @@ def shares_of(outcome: Outcome) -> dict[Target, Fraction]:
     return {target: Fraction(count, found.total()) for target, count in found.items()}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(a_world(), min_size=2, max_size=5), st.sampled_from(["n1", "n2"]))
 def test_deltas_end_where_everything_at_once_does(worlds: list[World], node: str) -> None:
     state, kernel = State("c"), dict[tuple[str, str], str]()
