@@ -1,7 +1,7 @@
 """The agent as one file that Python runs: the zipapp that enrolment places on a node. The server's side only.
 
-Beside the sources it holds what this Python compiles them to: a node of the same Python (Debian's) starts in a third of the time
-and with less memory. Any other passes over that and compiles the sources itself.
+Beside the sources it holds what this Python compiles them to: a node of the same Python (Debian's) starts it in half the time.
+Any other passes over that and compiles the sources itself.
 """
 
 from __future__ import annotations

@@ -28,14 +28,11 @@ class Daemon:
         """The running server's, None when it does not run."""
         try:
             number = int(self.pid_file.read_text().strip() or 0)
-            process_directory = Path(f"/proc/{number}")
-            name = (process_directory / "comm").read_text().strip()
-            state = (process_directory / "stat").read_text().rpartition(")")[2].split()[0]
-            threads = len(list((process_directory / "task").iterdir()))
-        except (OSError, ValueError, IndexError):
+            name = Path(f"/proc/{number}/comm").read_text().strip()
+            # Of one that has ended and nobody has waited for, nothing is left but its name.
+            is_alive = bool(Path(f"/proc/{number}/cmdline").read_bytes())
+        except (OSError, ValueError):
             return None
-        # One that has ended and nobody has waited for is a zombie; until its last thread is gone it has its sockets.
-        is_alive = state not in "ZX" or threads > 1
         # The pid may be somebody else's by now.
         return number if name == self.name and is_alive else None
 

@@ -70,7 +70,7 @@ def explain(node: str, own: Sequence[str], owners: Mapping[str, Sequence[Resourc
     outcome = NodeTables((r for resources in owners.values() for r in resources), own).trace(packet)
     of_element = {key: owner for owner, resources in owners.items() for _, key, _ in resources}
     steps = tuple((step, of_element.get(step.partition(" -> ")[0], BASE_OWNER)) for step in outcome.steps)
-    is_proxied = ("host", "mode", "userspace") in map(tuple, owners.get(BASE_OWNER, ()))
+    is_proxied = ("host", "mode", "userspace") in owners.get(BASE_OWNER, ())
     return Answer(node, packet, outcome.action, _shares(outcome, is_proxied), outcome.affinity_s, steps)
 
 

@@ -19,6 +19,7 @@ from services_app.plan.endpoints import zone_of
 from services_app.render.node import (
     BASE_OWNER,
     Cluster,
+    NodeNetwork,
     OwnerState,
     Rendered,
     Resource,
@@ -164,8 +165,17 @@ def _node(name: str) -> tuple[dict[str, Any] | None, int]:
 
 
 def _base(document: dict[str, Any] | None, address: str) -> list[Resource]:
-    configuration = kube_proxy.configuration(_proxy_config_map(), document)
-    return render_base(cluster(), network_of(document, address), configuration)
+    return _Bases().of(document, network_of(document, address))
+
+
+class _Bases:
+    """What Nodes' bases are made of besides the Nodes, as of now. Two reads, for any number of Nodes."""
+
+    def __init__(self) -> None:
+        self._cluster, self._config_map = cluster(), _proxy_config_map()
+
+    def of(self, document: dict[str, Any] | None, network: NodeNetwork) -> list[Resource]:
+        return render_base(self._cluster, network, kube_proxy.configuration(self._config_map, document))
 
 
 class OnNode(NamedTuple):
@@ -182,13 +192,11 @@ def owner_on_nodes(owner: str, nodes: Mapping[str, str]) -> dict[str, OnNode]:
     """
     rendered = _read_owners({owner})[owner]
     documents = dict(models.Node.objects.filter(name__in=[*nodes]).values_list("name", "document"))
-    known, config_map = cluster(), _proxy_config_map()
-    found = {}
+    bases, found = _Bases(), {}
     for node, address in nodes.items():
         document = json.loads(documents[node]) if node in documents else None
         network = network_of(document, address)
-        base = render_base(known, network, kube_proxy.configuration(config_map, document))
-        owners = {BASE_OWNER: base, owner: rendered.on(node, zone_of(document))}
+        owners = {BASE_OWNER: bases.of(document, network), owner: rendered.on(node, zone_of(document))}
         found[node] = OnNode([str(one) for one in network.addresses], owners)
     return found
 

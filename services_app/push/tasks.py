@@ -36,7 +36,7 @@ ACTOR = store.Actor("timonel:tasks")
 
 @worker_init.connect
 def _hand_over_often(**_: object) -> None:
-    """Let pushes in between the steps of long computations: repair, audit, a push of everything."""
+    """Let pushes in between the steps of long computations: audit, a push of everything."""
     sys.setswitchinterval(HAND_OVER_S)
 
 

@@ -15,7 +15,7 @@ from services_app.push import snapshot
 from services_app.push.explain import Answer, Question, explain
 from services_app.render.tracer import DELIVERED, DROPPED, REFUSED
 from services_app.spec.kinds import SERVICE
-from services_app.web.service_view import find_service
+from services_app.web.service_view import addresses_of, find_service, socket_at
 from services_app.web.views import forbidden, may, missing, page
 
 Document = dict[str, Any]
@@ -79,37 +79,35 @@ def service_explain(request: HttpRequest, namespace: str, name: str) -> HttpResp
 
 def ways_to(service: Document) -> list[Way]:
     """Where proxies on nodes take connections for a Service."""
-    spec, found = service["spec"], []
-    ingress = (service.get("status") or {}).get("loadBalancer", {}).get("ingress") or []
-    kinds = (
-        ("cluster IP", spec.get("clusterIPs") or []),
-        ("external IP", spec.get("externalIPs") or []),
-        ("load balancer", [entry["ip"] for entry in ingress if entry.get("ip")]),
-    )
-    for port in spec.get("ports") or [] if spec.get("type") != "ExternalName" else []:
+    found = []
+    for port in service["spec"].get("ports") or []:
         protocol = port.get("protocol", "TCP")
         label = ", ".join(filter(None, (protocol, port.get("name"))))
-        for kind, addresses in kinds:
-            for address in addresses:
-                if address != "None":
-                    host = f"[{address}]" if ":" in address else address
-                    value = f"{address} {port['port']} {protocol.lower()}"
-                    found.append(Way(value, f"{host}:{port['port']} ({kind}, {label})"))
+        for kind, _, addresses in addresses_of(service):
+            for address in filter(_is_address, addresses):
+                text = f"{socket_at(address, port['port'], port).text} ({kind}, {label})"
+                found.append(Way(f"{address} {port['port']} {protocol.lower()}", text))
         if number := port.get("nodePort"):
-            found.append(Way(f"{NODE_PORT} {number} {protocol.lower()}", f"node port {number} ({label})"))
+            found.append(Way(f"{NODE_PORT} {number} {protocol.lower()}", f"Node port {number} ({label})"))
     return found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _error(source: str, way: Way) -> str:
     """Why a client cannot be at this address, "" when it can."""
     if not source:
         return ""
-    try:
-        version = ip_address(source).version
-    except ValueError:
+    if not _is_address(source):
         return f"{source!r} is not an IP address, as in 203.0.113.9 or 2001:db8::9."
     host = way.value.split(" ")[0]
-    if host != NODE_PORT and ip_address(host).version != version:
+    if host != NODE_PORT and ip_address(host).version != ip_address(source).version:
         return f"{source} is of another address family than {host}: such a client cannot reach it."
     return ""
 

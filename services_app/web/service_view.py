@@ -171,29 +171,34 @@ def read_service(
 # Where it is reached
 
 
-def _socket(address: str, number: int, port: Document) -> Socket:
+def addresses_of(document: Document) -> list[tuple[str, str, list[str]]]:
+    """Kind, hint and the addresses that are the Service's own; a load balancer's may be a name."""
+    spec = document["spec"]
+    if spec.get("type") == "ExternalName":
+        return []
+    ingress = (document.get("status") or {}).get("loadBalancer", {}).get("ingress") or []
+    external = "traffic that is routed to a node with this destination"
+    return [
+        ("Cluster IP", "from nodes and what runs on them", [ip for ip in spec.get("clusterIPs") or [] if ip != "None"]),
+        ("External IP", external, spec.get("externalIPs") or []),
+        ("Load balancer", "from outside", [e.get("ip") or e.get("hostname") or "" for e in ingress]),
+    ]
+
+
+def socket_at(address: str, number: int, port: Document) -> Socket:
+    """port: of the Service; number: under which it is reached there."""
     host = f"[{address}]" if ":" in address else address
     return Socket(f"{host}:{number}", port.get("name", ""), port.get("protocol", "TCP"))
 
 
 def _reach(document: Document, nodes: Iterable[NodeReport]) -> list[Reach]:
-    spec = document["spec"]
-    ports = spec.get("ports") or []
-    found = []
-
-    def add(kind: str, hint: str, addresses: Iterable[str]) -> None:
-        sockets = [_socket(address, port["port"], port) for address in addresses for port in ports]
-        if sockets:
-            found.append(Reach(kind, hint, sockets))
-
-    if spec.get("type") != "ExternalName":
-        cluster_ips = [ip for ip in spec.get("clusterIPs") or [] if ip != "None"]
-        add("Cluster IP", "from nodes and what runs on them", cluster_ips)
-        found += _node_ports(ports, [node.address for node in nodes if node.address])
-        add("External IP", "traffic that is routed to a node with this destination", spec.get("externalIPs") or [])
-        ingress = (document.get("status") or {}).get("loadBalancer", {}).get("ingress") or []
-        add("Load balancer", "from outside", [e.get("ip") or e.get("hostname") or "" for e in ingress])
-    return found
+    ports = document["spec"].get("ports") or []
+    own = [
+        Reach(kind, hint, sockets)
+        for kind, hint, addresses in addresses_of(document)
+        if (sockets := [socket_at(address, port["port"], port) for address in addresses for port in ports])
+    ]
+    return own + _node_ports(ports, [node.address for node in nodes if node.address])
 
 
 def _node_ports(ports: Sequence[Document], addresses: Sequence[str]) -> list[Reach]:
@@ -202,7 +207,7 @@ def _node_ports(ports: Sequence[Document], addresses: Sequence[str]) -> list[Rea
         return []
     pairs = [(address, port) for address in sorted(addresses) for port in exposed]
     shown = NODE_SOCKETS_SHOWN * len(exposed)
-    sockets = [_socket(address, port["nodePort"], port) for address, port in islice(pairs, shown)]
+    sockets = [socket_at(address, port["nodePort"], port) for address, port in islice(pairs, shown)]
     numbers = ", ".join(f"{port['nodePort']}/{port.get('protocol', 'TCP')}" for port in exposed)
     return [Reach("Node port", f"{numbers} on every node", sockets, max(len(pairs) - shown, 0) // len(exposed))]
 
