@@ -7,10 +7,11 @@ import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
-from django.db import close_old_connections, connection
+from django.db import close_old_connections, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Greatest
 from django.utils import timezone
@@ -111,7 +112,11 @@ def note_success(node: str, answer: Document, *, full_of: int | None = None, was
         "rejected": json.dumps(answer.get("rejected") or {}) if has_applied else None,
         "full_of": full_of,
     }
-    with connection.cursor() as cursor:
+    with nullcontext() if full_of is None else transaction.atomic(), connection.cursor() as cursor:
+        if full_of is not None:
+            # A change of the Node that is being committed holds this row. Only a statement begun after it sees both; one
+            # that waited for the row itself would compare with the Node as it was before.
+            cursor.execute("SELECT FROM services_app_nodesync WHERE node = %s FOR UPDATE", [node])
         cursor.execute(_REPORT, values)
         before = cursor.fetchone()
     if before is not None and before[0] != State.LIVE:

@@ -1,15 +1,18 @@
 """Endpoints are never behind: they change in the transaction that changes their cause."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models import F
 
 from services_app import changes, store
-from services_app.models import Change, EndpointGroup, NodeAccess, NodeSync, SshKey
+from services_app.models import Change, EndpointGroup, Node, NodeAccess, NodeSync, SshKey
 from services_app.push import reports, snapshot
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
+from tests.conformance.player import wait_until
 
 
 def test_pods_become_endpoints_and_stop_being_it(world):
@@ -213,3 +216,35 @@ def test_everything_is_sent_again_when_the_node_changed_meanwhile(committed_worl
     again = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
     reports.note_success("n1", {**answer, "revision": again.revision}, full_of=again.node_revision)
     assert not NodeSync.objects.get().full_wanted
+
+
+def test_a_change_of_the_node_while_its_report_is_written_is_not_lost(committed_world):
+    """The report waits for the row that the change holds, and then knows the change."""
+    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
+    committed_world.node()
+    access = NodeAccess.objects.create(node="n1", address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
+    NodeSync.objects.create(node=access, full_wanted=True, state=NodeSync.State.LIVE)
+    delta = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
+    with ThreadPoolExecutor(1) as reporter:
+        with transaction.atomic():
+            Node.objects.filter(name="n1").update(revision=F("revision") + 1)
+            NodeSync.objects.update(full_wanted=True)
+            said = reporter.submit(reported, "n1", {"revision": delta.revision}, delta.node_revision)
+            wait_until(lambda: waiting_for_us() == 1)
+        said.result(10)
+    assert NodeSync.objects.get().full_wanted
+
+
+def reported(node, answer, full_of):
+    try:
+        reports.note_success(node, answer, full_of=full_of)
+    finally:
+        connection.close()
+
+
+def waiting_for_us():
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+        )
+        return cursor.fetchone()[0]
