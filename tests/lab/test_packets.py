@@ -395,37 +395,74 @@ def test_a_load_balancers_address_has_its_clients_and_its_health_checks(
     wait_equal(api, lab.nodes)
 
 
-def test_the_kube_proxy_configuration_is_followed_at_once(cluster: Cluster, spread: str) -> None:
+class Configured:
+    """What the test said of kube-proxy; `end` takes it back, so that a test that fails leaves none to the next."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api, self._nodes = api, set[str]()
+        self.path = f"{CORE}/namespaces/kube-system/configmaps"
+        self._is_there = False
+
+    def everywhere(self, text: str | None) -> None:
+        """A KubeProxyConfiguration but its head; None: none."""
+        if self._is_there:
+            self._api.request("DELETE", f"{self.path}/kube-proxy")
+            self._is_there = False
+        if text is not None:
+            self._api.ensure_namespace("kube-system")
+            metadata = {"name": "kube-proxy", "namespace": "kube-system"}
+            self._api.create(self.path, {"metadata": metadata, "data": self.data(text)})
+            self._is_there = True
+
+    @staticmethod
+    def data(text: str) -> dict[str, str]:
+        head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
+        return {"config.conf": head + text}
+
+    def on(self, node: str, text: str | None) -> None:
+        """A node's own, which is stronger."""
+        self._nodes.add(node)
+        annotations = {"timonel.io/kube-proxy-configuration": text}
+        self._api.request("PATCH", f"{CORE}/nodes/{node}", {"metadata": {"annotations": annotations}})
+
+    def end(self) -> None:
+        self.everywhere(None)
+        for node in self._nodes:
+            self.on(node, None)
+
+
+@pytest.fixture
+def configured(cluster: Cluster) -> Iterator[Configured]:
+    configured = Configured(cluster.api)
+    yield configured
+    configured.end()
+
+
+def test_the_kube_proxy_configuration_is_followed_at_once(
+    cluster: Cluster, spread: str, configured: Configured
+) -> None:
     api, lab = cluster.api, cluster.lab
     port = make(cluster, spread, "configured", kind="NodePort")["spec"]["ports"][0]["nodePort"]
     first, second = lab.nodes[0].address, lab.nodes[1].address
     outcome(lab.client.ask_until(first, port, [*ALL]))
     outcome(lab.client.ask_until(second, port, [*ALL]))
-    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
-    config = {
-        "metadata": {"name": "kube-proxy", "namespace": "kube-system"},
-        "data": {"config.conf": f"{head}nodePortAddresses: [{first}/32]"},
-    }
-    api.ensure_namespace("kube-system")
-    path = f"{CORE}/namespaces/kube-system/configmaps"
     lab.client.stream("steady", first, port, interval_ms=10, timeout_s=2)
-    api.create(path, config)
+    configured.everywhere(f"nodePortAddresses: [{first}/32]")
     outcome(lab.client.ask_until(second, port, None))
-    # A node's own configuration is stronger.
-    for text, backends in (("nodePortAddresses: [primary]", [*ALL]), (None, None)):
-        annotations = {"timonel.io/kube-proxy-configuration": text}
-        api.request("PATCH", f"{CORE}/nodes/{lab.nodes[1].name}", {"metadata": {"annotations": annotations}})
-        outcome(lab.client.ask_until(second, port, backends))
+    for _ in range(10):  # as soon as one is in force the next comes, while the push of it is still being noted
+        for text, backends in (("nodePortAddresses: [primary]", [*ALL]), (None, None)):
+            configured.on(lab.nodes[1].name, text)
+            outcome(lab.client.ask_until(second, port, backends))
     with pytest.raises(ApiRefused, match="modus"):
-        api.request("PATCH", f"{path}/kube-proxy", {"data": {"config.conf": f"{head}modus: nftables"}})
-    api.request("DELETE", f"{path}/kube-proxy")
+        api.request("PATCH", f"{configured.path}/kube-proxy", {"data": configured.data("modus: nftables")})
+    configured.everywhere(None)
     outcome(lab.client.ask_until(second, port, [*ALL]))
     report = lab.client.stream_end("steady")
     assert not report["failed"], report
     api.request("DELETE", f"{CORE}/namespaces/{spread}/services/configured")
 
 
-def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread: str) -> None:
+def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread: str, configured: Configured) -> None:
     """And one node still another; what cannot be served there is told of the Service, as long as it is so."""
     api, lab = cluster.api, cluster.lab
     port = make(cluster, spread, "moded", kind="NodePort")["spec"]["ports"][0]["nodePort"]
@@ -434,10 +471,6 @@ def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread:
     for number, node in enumerate(lab.nodes):
         outcome(lab.client.ask_until(node.address, port, [*ALL]))
         lab.client.stream(f"steady {number}", node.address, port, interval_ms=20, timeout_s=2)
-    head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n"
-    api.ensure_namespace("kube-system")
-    path, own = f"{CORE}/namespaces/kube-system/configmaps", f"{CORE}/nodes/{lab.nodes[2].name}"
-    annotation = "timonel.io/kube-proxy-configuration"
 
     def modes() -> list[str]:
         look = "nft list tables; iptables-save -t nat | grep -o TIMONEL-SERVICES"
@@ -450,18 +483,17 @@ def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread:
         found = next((c for c in service["status"].get("conditions", ()) if c["type"] == "Programmed"), {})
         return found.get("status", ""), found.get("reason", "")
 
-    api.request("PATCH", own, {"metadata": {"annotations": {annotation: "mode: userspace"}}})
+    configured.on(lab.nodes[2].name, "mode: userspace")
     wait_until(lambda: modes() == ["nftables", "nftables", "userspace"])
     wait_until(lambda: programmed() == ("False", "ProtocolUnsupported"))
-    config = {"metadata": {"name": "kube-proxy", "namespace": "kube-system"}}
-    api.create(path, {**config, "data": {"config.conf": f"{head}mode: iptables"}})
+    configured.everywhere("mode: iptables")
     wait_until(lambda: modes() == ["iptables", "iptables", "userspace"])
     for node in lab.nodes:
         outcome(lab.client.ask_until(node.address, port, [*ALL]))
-    api.request("PATCH", own, {"metadata": {"annotations": {annotation: None}}})
+    configured.on(lab.nodes[2].name, None)
     wait_until(lambda: modes() == ["iptables"] * 3)
     wait_until(lambda: programmed()[0] == "True")
-    api.request("DELETE", f"{path}/kube-proxy")
+    configured.everywhere(None)
     wait_until(lambda: modes() == ["nftables"] * 3)
     for number in range(len(lab.nodes)):
         report = lab.client.stream_end(f"steady {number}")
@@ -473,7 +505,6 @@ def test_every_node_takes_another_mode_while_it_serves(cluster: Cluster, spread:
         )
     for name in ("moded", "signals"):
         api.request("DELETE", f"{CORE}/namespaces/{spread}/services/{name}")
-    wait_equal(api, lab.nodes)
     wait_equal(api, lab.nodes)
 
 
