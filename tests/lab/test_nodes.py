@@ -348,7 +348,8 @@ def test_an_agent_that_refuses_the_signature_stays_and_serves(
 
 
 def version_on(node: Node) -> str:
-    return node.run(["python3", AGENT, "--version"]).stdout.strip()
+    """ "" when it does not run: Python, which opens the file again for each module, may meet two programs in one."""
+    return node.run(["python3", AGENT, "--version"], check=False).stdout.strip()
 
 
 # --- failures ---

@@ -123,7 +123,7 @@ def test_nothing_is_wider_than_the_window(browser, server, size, theme, request,
     get_user_model().objects.create_superuser("ana", password=PASSWORD)
     sample.build_shop()
     visit = Visit(browser, server, size=size, theme=theme)
-    visit.page.goto(server + "/ui/")
+    visit.go("/ui/")
     seen = {"login": visit.overflow_px()}
     visit.log_in("ana", PASSWORD)
     paths = {"overview": "/ui/", "service": "/ui/services/shop/orders/", "none": "/ui/?q=nothing-like-it"}
@@ -131,7 +131,7 @@ def test_nothing_is_wider_than_the_window(browser, server, size, theme, request,
         visit.open(path)
         seen[name] = visit.overflow_px()
     assert visit.complaints == []
-    visit.page.goto(server + "/nowhere")
+    visit.go("/nowhere")
     seen["404"] = visit.overflow_px()
     visit.context.close()
     assert set(seen.values()) == {0}, seen
