@@ -19,12 +19,14 @@ import socket
 import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from agents import files
 from agents.errors import AgentError, InvalidResource
@@ -33,6 +35,7 @@ from agents.version import VERSION
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.2
+LEAVE_S = 1.0  # a server that ends answers who has asked, but waits no longer for who has not
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _LISTENER = re.compile(r"healthz (?:([0-9.]{7,15})|\[([0-9a-f:]{2,39})\]):([1-9][0-9]{0,4})")
 _KEY, _VALUE = re.compile(r"port ([1-9][0-9]{0,4})"), re.compile(rf"({_LABEL})/({_LABEL}) (0|[1-9][0-9]{{0,6}})")
@@ -189,6 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Port
     timeout = 5.0
+    wbufsize = -1  # an answer leaves in one piece
     server_version, sys_version = f"timonel-agent/{VERSION}", ""
 
     def do_GET(self) -> None:
@@ -261,12 +265,12 @@ class _Mood:
 class _Port(ThreadingHTTPServer):
     """One port, on one address of the node or, as "" or "::", on all."""
 
-    daemon_threads = True
     request_queue_size = 128
     address_family = socket.AF_INET6
 
     def __init__(self, address: Address, answer: Check | Fitness, mood: _Mood) -> None:
         self.answer, self.mood = answer, mood
+        self.threads: list[threading.Thread] = []  # of those who are being answered
         super().__init__(address, _Handler)
         self.timeout = 0
 
@@ -274,6 +278,12 @@ class _Port(ThreadingHTTPServer):
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         socketserver.TCPServer.server_bind(self)  # HTTPServer's asks for the host's name
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        arguments = (request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
+        self.threads = [*(one for one in self.threads if one.is_alive()), thread]
+        thread.start()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that hangs up is no news."""
@@ -333,25 +343,43 @@ class _Server:
         for key, _ in self._selector.select(timeout_s):
             key.data.handle_request()
 
+    def close(self) -> None:
+        """Answer who has asked already, and nobody else."""
+        deadline = time.monotonic() + LEAVE_S
+        while self._selector.select(0) and time.monotonic() < deadline:
+            self.answer(0)
+        for port in self._ports.values():
+            port.server_close()
+        for thread in [thread for port in self._ports.values() for thread in port.threads]:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
 
 def serve(directory: Path) -> None:
     """Answer the health checks that a directory asks for, until none are wanted any more."""
-    wanted = directory / "wanted"
     with open(directory / "lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        server, seen, tried = _Server(), (0, 0), 0.0
-        (directory / "problems").unlink(missing_ok=True)
-        while True:
-            try:
-                status = wanted.stat()
-                now = (status.st_mtime_ns, status.st_ino)
-                if now != seen or (not server.is_complete and time.monotonic() > tried + 1):
-                    asked = json.loads(wanted.read_text())
-                    if asked["version"] != VERSION:
-                        return
-                    server.follow(asked["ports"], _Mood(asked["healthy"], asked.get("healthy_at", 0.0)))
-                    server.say(directory / "problems")
-                    seen, tried = now, time.monotonic()
-            except FileNotFoundError:
-                return
-            server.answer(LOOK_S)
+        server = _Server()
+        try:
+            _follow(directory, server)
+        finally:
+            server.close()
+
+
+def _follow(directory: Path, server: _Server) -> None:
+    """Answer what `wanted` says, until it is gone or another version's."""
+    wanted, seen, tried = directory / "wanted", (0, 0), 0.0
+    (directory / "problems").unlink(missing_ok=True)
+    while True:
+        try:
+            status = wanted.stat()
+            now = (status.st_mtime_ns, status.st_ino)
+            if now != seen or (not server.is_complete and time.monotonic() > tried + 1):
+                asked = json.loads(wanted.read_text())
+                if asked["version"] != VERSION:
+                    return
+                server.follow(asked["ports"], _Mood(asked["healthy"], asked.get("healthy_at", 0.0)))
+                server.say(directory / "problems")
+                seen, tried = now, time.monotonic()
+        except FileNotFoundError:
+            return
+        server.answer(LOOK_S)

@@ -268,7 +268,7 @@ class Place:
         backends: Sequence[str] | str | None,
         *,
         protocol: str = "tcp",
-        deadline_s: float = 10.0,
+        deadline_s: float = 20.0,
         interval_ms: float = 2.0,
         timeout_s: float = 0.1,
     ) -> "Future[Message]":
@@ -291,7 +291,7 @@ class Place:
         return reply["code"], reply["answers"]
 
     def lookup_until(
-        self, name: str, kind: str, server: str, answers: Sequence[str], *, deadline_s: float = 10.0
+        self, name: str, kind: str, server: str, answers: Sequence[str], *, deadline_s: float = 20.0
     ) -> "Future[Message]":
         return self.prober.start(
             "lookup_until", name=name, type=kind, server=server, answers=list(answers), deadline_s=deadline_s

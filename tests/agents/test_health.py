@@ -37,6 +37,21 @@ except OSError as err:
     print(json.dumps([0, {}, err.strerror or str(err)]))
 """,
 )
+# and then: host, port, a command for a shell that is run when half of the request is sent; prints the answer's first and last line
+ASK_SLOWLY = (
+    "python3",
+    "-c",
+    """
+import socket, subprocess, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3) as wire:
+    wire.sendall(b"GET /healthz HTTP/1.0\\r\\n")
+    subprocess.run(["sh", "-c", sys.argv[3]], check=True)
+    time.sleep(0.3)
+    wire.sendall(b"\\r\\n")
+    lines = b"".join(iter(lambda: wire.recv(65536), b"")).splitlines()
+    print(lines[0].decode(), lines[-1].decode())
+""",
+)
 Document = dict[str, Any]
 
 
@@ -190,6 +205,18 @@ def test_another_agents_server_is_replaced(health: Health) -> None:
     place_agent(health.node)
     health.node.run(["sed", "-i", 's/"version": "[^"]*"/"version": "older"/', "/var/lib/timonel/health/wanted"])
     eventually(lambda: health.ask()[0] == 0, "it ends when another version is wanted")
+    health.agent = Agent(health.node)
+    health.agent.ask("hello", cluster="c1")
+    health.becomes(200)
+
+
+def test_who_has_asked_is_answered_by_a_server_that_ends(health: Health) -> None:
+    health.send({PORT: "shop/web 2"})
+    health.becomes(200)
+    health.agent.close()
+    older = """sed -i 's/"version": "[^"]*"/"version": "older"/' /var/lib/timonel/health/wanted"""
+    assert health.node.run([*ASK_SLOWLY, health.node.address, str(PORT), older]).stdout == "HTTP/1.0 200 OK }\n"
+    eventually(lambda: health.ask()[0] == 0, "nobody else is answered")
     health.agent = Agent(health.node)
     health.agent.ask("hello", cluster="c1")
     health.becomes(200)

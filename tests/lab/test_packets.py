@@ -555,7 +555,7 @@ def told(api: ApiClient, node: str) -> dict[str, tuple[str, str, int]]:
     return {event["message"]: (event["reason"], event["type"], event["count"]) for event in found["items"]}
 
 
-def wait_until(is_so: Callable[[], bool], deadline_s: float = 15.0) -> None:
+def wait_until(is_so: Callable[[], bool], deadline_s: float = 25.0) -> None:
     deadline = time.monotonic() + deadline_s
     while not is_so():
         assert time.monotonic() < deadline, f"not so after {deadline_s:g} s"
