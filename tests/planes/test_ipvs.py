@@ -72,8 +72,9 @@ def test_the_scenarios_in_a_virtual_machine() -> None:
         subprocess.run(["sh", "services_app/local/install.sh", *missing], check=True)
     options = "--strict-markers -p no:cacheprovider -p no:django --import-mode=importlib --timeout=300"
     code, said = guest.run(
-        [sys.executable, "-m", "pytest", "-q", "-o", f"addopts={options}", "--confcutdir=tests/planes"]
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-o", f"addopts={options}"]
         + [
+            "--confcutdir=tests/planes",
             "--color=no",
             "--durations=20",
             "-k",
