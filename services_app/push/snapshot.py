@@ -238,18 +238,18 @@ def _read_owners(wanted: set[str] | None) -> dict[str, Rendered]:
         where = " WHERE (namespace, name) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
         pairs = [owner.split("/", 1) for owner in sorted(wanted)]
         values = [[p[0] for p in pairs], [p[1] for p in pairs]]
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT namespace, name, changed_revision, uid FROM services_app_service{where}", values)
-        rows = cursor.fetchall()
     found: dict[str, Rendered] = {owner: Rendered() for owner in wanted or ()}
     missing: dict[str, tuple[int, Any]] = {}
-    for namespace, name, changed, uid in rows:
-        owner = f"{namespace}/{name}"
-        kept = _kept.get((owner, changed))
-        if kept is None:
-            missing[owner] = (changed, uid)
-        else:
-            found[owner] = kept
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT namespace, name, changed_revision, uid FROM services_app_service{where}", values)
+        while rows := cursor.fetchmany(500):  # to make all of them in one go would hold up who pushes meanwhile
+            for namespace, name, changed, uid in rows:
+                owner = f"{namespace}/{name}"
+                kept = _kept.get((owner, changed))
+                if kept is None:
+                    missing[owner] = (changed, uid)
+                else:
+                    found[owner] = kept
     names = sorted(missing)
     if not names:
         return found

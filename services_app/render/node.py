@@ -96,10 +96,18 @@ class Rendered:
         return [*self.shared, *self.local.get(node, self.elsewhere), *near]
 
     def sum_on(self, node: str, zone: str = "") -> int:
-        """What the owner adds to the named Node's digest; of what Nodes share it is worked out once."""
+        """What the owner adds to the named Node's digest; worked out once, but for what is chosen by name and zone."""
         if self.nearby:
             return owner_sum(self.owner, self.on(node, zone))
-        return self._sum_elsewhere if node not in self.local else self._sum_with(self.local[node])
+        if node not in self.local:
+            return self._sum_elsewhere
+        if (found := self._sums_local.get(node)) is None:
+            found = self._sums_local[node] = self._sum_with(self.local[node])
+        return found
+
+    @cached_property
+    def _sums_local(self) -> dict[str, int]:
+        return {}
 
     @cached_property
     def _sum_elsewhere(self) -> int:
