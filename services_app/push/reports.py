@@ -85,9 +85,10 @@ def note_greeting(node: str, answer: Document) -> None:
 
 
 # A report may come late: then the newer one stays. Gives the state before. By hand, because it is written for every push
-# and every question: to build the statement from a QuerySet takes a worker as long as the rest of a push.
+# and every question: to build the statement from a QuerySet takes a worker as long as the rest of a push. Nobody waits for
+# the disk: after a crash of the database the node is merely asked again, and what is written later is never kept without it.
 _REPORT = """
-WITH before AS (SELECT node, state FROM services_app_nodesync
+WITH before AS (SELECT node, state, set_config('synchronous_commit', 'off', true) FROM services_app_nodesync
                  WHERE node = %(node)s AND applied_revision <= %(revision)s FOR UPDATE)
 UPDATE services_app_nodesync AS sync
    SET state = 'Live', reason = '', message = '', failures = 0, next_attempt_at = %(now)s, last_report_at = %(now)s,
