@@ -34,7 +34,7 @@ def _owners(text: str, at: int, values: dict[str, str]) -> _Read | None:
 
 def _resources(text: str, at: int, values: dict[str, str]) -> _Read:
     resources, end = _decode(text, at)
-    if isinstance(resources, list):
+    if isinstance(resources, list) and {*map(type, resources)} <= {list}:  # a text or an object of three is none
         try:
             resources = [(intern(driver), key, values.setdefault(value, value)) for driver, key, value in resources]
         except (TypeError, ValueError):

@@ -26,6 +26,8 @@ def as_lists(value: Any) -> Any:
 
 
 @given(MESSAGES, st.sampled_from([None, 1, "\t"]), st.booleans())
+@example({"owners": {"a": [["x", "y", "z"], {"x": None, "y": None, "z": None}]}}, None, True)
+@example({"owners": {"a": ["xyz"]}}, None, True)
 def test_any_object_is_read_as_json_reads_it(message: Any, indent: Any, ascii_only: bool) -> None:
     text = json.dumps(message, indent=indent, ensure_ascii=ascii_only)
     assert as_lists(messages.read(f" \n{text}\r\t")) == json.loads(text)
