@@ -79,13 +79,16 @@ class Browser:
             "Referer": f"{self._origin}{path}",
             "Content-Type": "application/x-www-form-urlencoded",
         }
-        try:
+
+        def answered() -> http.client.HTTPResponse:
             self._connection.request(method, path, body, headers)
-            response = self._connection.getresponse()
+            return self._connection.getresponse()
+
+        try:
+            response = answered()
         except ConnectionError:  # the server ends a connection that idled for long
             self._connection.close()
-            self._connection.request(method, path, body, headers)
-            response = self._connection.getresponse()
+            response = answered()
         content = response.read()
         for line in response.headers.get_all("Set-Cookie") or ():
             self.cookies.update({name: morsel.value for name, morsel in SimpleCookie(line).items()})

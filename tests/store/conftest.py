@@ -5,6 +5,7 @@ import json
 import pytest
 
 from services_app import store
+from services_app.models import NodeAccess, NodeSync, SshKey
 from services_app.push import snapshot
 from services_app.spec import kinds
 from services_app.store.checks import check_everything
@@ -29,6 +30,13 @@ class World:
     def node(self, name="n1", **labels):
         document = {"metadata": {"name": name, "labels": labels}}
         return json.loads(store.create(kinds.NODE, document, namespace="", actor=ACTOR).document)
+
+    def enrol(self, name, **sync):
+        """What the tables say of a Node that is pushed to; sync: of its NodeSync."""
+        sealed = {"public": "ssh-ed25519 AAAA", "private_encrypted": b"sealed"}
+        key, _ = SshKey.objects.get_or_create(name="cluster", defaults=sealed)
+        access = NodeAccess.objects.create(node=name, address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
+        NodeSync.objects.create(node=access, **sync)
 
     def pod(self, name="p1", *, ip=None, ready=True, node="n1", ports=(), **labels):
         document = {

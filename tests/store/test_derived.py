@@ -8,7 +8,7 @@ from django.db import connection, transaction
 from django.db.models import F
 
 from services_app import changes, store
-from services_app.models import Change, EndpointGroup, Node, NodeAccess, NodeSync, SshKey
+from services_app.models import Change, EndpointGroup, Node, NodeSync
 from services_app.push import reports, snapshot
 from services_app.spec import kinds
 from services_app.spec.errors import NotFound
@@ -161,11 +161,9 @@ def test_a_policy_has_a_group_as_long_as_it_is_local(world):
 
 
 def test_a_nodes_addresses_and_networks_are_pushed_to_it_alone(world, monkeypatch, django_capture_on_commit_callbacks):
-    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
     for name in ("n1", "n2"):
         world.node(name)
-        access = NodeAccess.objects.create(node=name, address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
-        NodeSync.objects.create(node=access, full_wanted=False)
+        world.enrol(name, full_wanted=False)
     told = []
     monkeypatch.setattr(changes, "announce", lambda head, *, for_nodes: told.append(for_nodes))
 
@@ -199,10 +197,8 @@ def test_a_nodes_addresses_and_networks_are_pushed_to_it_alone(world, monkeypatc
 
 
 def test_everything_is_sent_again_when_the_node_changed_meanwhile(committed_world):
-    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
     committed_world.node()
-    access = NodeAccess.objects.create(node="n1", address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
-    NodeSync.objects.create(node=access, full_wanted=True, state=NodeSync.State.LIVE)
+    committed_world.enrol("n1", full_wanted=True, state=NodeSync.State.LIVE)
     delta = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
 
     def network(node):
@@ -220,10 +216,8 @@ def test_everything_is_sent_again_when_the_node_changed_meanwhile(committed_worl
 
 def test_a_change_of_the_node_while_its_report_is_written_is_not_lost(committed_world):
     """The report waits for the row that the change holds, and then knows the change."""
-    key = SshKey.objects.create(name="cluster", public="ssh-ed25519 AAAA", private_encrypted=b"sealed")
     committed_world.node()
-    access = NodeAccess.objects.create(node="n1", address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
-    NodeSync.objects.create(node=access, full_wanted=True, state=NodeSync.State.LIVE)
+    committed_world.enrol("n1", full_wanted=True, state=NodeSync.State.LIVE)
     delta = snapshot.read_delta("n1", "192.0.2.1", None, with_base=True)
     with ThreadPoolExecutor(1) as reporter:
         with transaction.atomic():

@@ -1,7 +1,7 @@
 """What a Node's zone is to its routes."""
 
 from services_app import changes, store
-from services_app.models import NodeAccess, NodeSync, SshKey
+from services_app.models import NodeSync
 from services_app.push import snapshot
 from services_app.spec import kinds
 from tests.store.conftest import ACTOR
@@ -21,12 +21,6 @@ def relabel(name, **labels):
         return {**node, "metadata": {**node["metadata"], "labels": labels}}
 
     store.update(kinds.NODE, "", name, change, actor=ACTOR)
-
-
-def enrol(name):
-    key, _ = SshKey.objects.get_or_create(name="cluster", defaults={"public": "", "private_encrypted": b""})
-    access = NodeAccess.objects.create(node=name, address="192.0.2.1", host_key="ssh-ed25519 AAAA", ssh_key=key)
-    NodeSync.objects.create(node=access, full_wanted=False)
 
 
 def told_everything():
@@ -50,7 +44,7 @@ def test_a_node_that_comes_into_another_zone_is_told_everything_and_others_nothi
     held = changes.head()
     world.node("n4")
     for name in ("n1", "n4"):
-        enrol(name)
+        world.enrol(name, full_wanted=False)
     assert slots("n4") == {one, two, three}
     relabel("n4", **{zone: "a"})
     assert told_everything() == ["n4"]
